@@ -1,0 +1,250 @@
+"""The contracts between the host and its plugins.
+
+Everything here is a ``Protocol`` or a plain frozen dataclass: a plugin inherits nothing and imports nothing else of the
+host. Shapes: B batch, C classes, D features, N images, H and W pixels.
+
+A plugin is a *factory*, published through an entry point. Its positional parameters are handed over by the host, as
+listed below; its keyword-only parameters are the *options* a recipe may set (they need annotations and defaults).
+
+===================  ==================  ==========================================================================
+entry-point group    kind                factory
+===================  ==================  ==========================================================================
+``cxrlt.losses``     ``losses``          ``build(stats, *, **options) -> Loss``
+``cxrlt.backbones``  ``backbones``       ``build(in_chans, image_size, *, pretrained, **options) -> Backbone``
+``cxrlt.heads``      ``heads``           ``build(width, stats, *, **options) -> Head``
+``cxrlt.samplers``   ``samplers``        ``build(labels, stats, seed, *, **options) -> Sampler``
+``cxrlt.tta``        ``tta``             ``build(*, **options) -> TestTimeAugmentation``
+``cxrlt.datasets``   ``datasets``        ``build(request, *, **options) -> Source``
+===================  ==================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+#: Entry-point group of every kind of plugin.
+GROUPS: Mapping[str, str] = {
+    kind: f"cxrlt.{kind}" for kind in ("losses", "backbones", "heads", "samplers", "tta", "datasets")
+}
+
+#: How many positional parameters the host hands to a factory of each kind, by name.
+HOST_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "losses": ("stats",),
+    "backbones": ("in_chans", "image_size"),
+    "heads": ("width", "stats"),
+    "samplers": ("labels", "stats", "seed"),
+    "tta": (),
+    "datasets": ("request",),
+}
+
+#: The value of a label that nobody stated.
+UNKNOWN = -1
+
+
+class PluginFault(Exception):
+    """Raised by a plugin for input it cannot use; the host shows it as one message.
+
+    Args:
+        what: what is wrong, with the offending value.
+        where: file, row or column concerned.
+        cure: what the user can do.
+    """
+
+    def __init__(self, what: str, *, where: str = "", cure: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.cure = what, where, cure
+
+
+@dataclass(frozen=True, slots=True)
+class ClassStats:
+    """Label counts of the training split, in class order.
+
+    Attributes:
+        names: the C class names.
+        positives: images labelled 1, per class.
+        negatives: images labelled 0, per class. Unknown labels are in neither.
+    """
+
+    names: tuple[str, ...]
+    positives: tuple[int, ...]
+    negatives: tuple[int, ...]
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """Images with a known label, per class."""
+        return tuple(p + n for p, n in zip(self.positives, self.negatives, strict=True))
+
+    @property
+    def prevalence(self) -> tuple[float, ...]:
+        """Share of positives among known labels, per class, smoothed by half an image so that it lies in (0, 1)."""
+        return tuple((p + 0.5) / (k + 1) for p, k in zip(self.positives, self.known, strict=True))
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A multi-label loss; in practice an ``nn.Module``.
+
+    ``pointwise`` is true when the loss is a sum over entries (i, c) of a function of that entry's logit, target and
+    class alone. Only such a loss has a posterior link; when the attribute is missing, it is taken as true and checked.
+    """
+
+    def __call__(self, logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+        """The weighted sum of the per-entry losses over the count of known entries.
+
+        Args:
+            logits: (B, C), any floating dtype; computed in float32 (float64 stays float64).
+            targets: (B, C) in [0, 1]; soft targets are allowed. The value of an unknown entry is arbitrary.
+            weight: (B, C) >= 0; 0 marks an unknown label. Carries re-weighting and deferral as well.
+
+        Returns:
+            A scalar; 0 with a zero gradient when no entry is known.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """What a backbone expects: intensities in [0, 1] are mapped to ``(x - mean) / std``, one value a channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Backbone(Protocol):
+    """A feature extractor; in practice an ``nn.Module``.
+
+    A backbone may offer ``layer_of(name: str) -> int`` and ``depth: int`` (0 is nearest the image, ``depth - 1`` the
+    last block); without them a recipe's layer-wise learning-rate decay is refused.
+    """
+
+    width: int
+    preprocess: Preprocess
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, in_chans, H, W), preprocessed -> pooled features (B, D)."""
+        ...
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """(B, in_chans, H, W), preprocessed -> the map before pooling (B, D, h, w), for spatial heads."""
+        ...
+
+
+class Head(Protocol):
+    """Features to logits; in practice an ``nn.Module``.
+
+    ``spatial`` (default false) asks for the feature map (B, D, h, w) instead of pooled features (B, D). A parameter
+    called ``bias`` of shape (C,), added to the logits, is initialised by the host to the class priors, mapped through
+    the inverse posterior link of the loss.
+    """
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(B, D), or (B, D, h, w) for a spatial head -> logits (B, C)."""
+        ...
+
+
+class Sampler(Protocol):
+    """The order of an epoch."""
+
+    def indices(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Positions in the training split, in order; pure in (seed, epoch), the same on every process."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One test-time view.
+
+    Attributes:
+        name: shown to the user.
+        apply: (B, 1, H, W) intensities in [0, 1] -> the same shape and range; pure, row by row.
+        needs: names of training augmentations the network must have seen ("flip", "rotate", "scale", ...).
+        classes: the classes the view is valid for; None means all.
+        projections: the image views (PA, AP, lateral) it is valid for; None means all.
+    """
+
+    name: str
+    apply: Callable[[Tensor], Tensor]
+    needs: frozenset[str] = frozenset()
+    classes: frozenset[str] | None = None
+    projections: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TestTimeAugmentation:
+    """Named views, the identity first, and how their outputs are merged.
+
+    Attributes:
+        views: the first one is the identity.
+        space: whether logits or posteriors are averaged.
+        merge: how.
+    """
+
+    __test__ = False
+
+    views: tuple[View, ...]
+    space: Literal["logit", "posterior"] = "logit"
+    merge: Literal["mean", "median", "max"] = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareRequest:
+    """What ``cxrlt prepare`` was asked for.
+
+    Attributes:
+        images: folder given with ``--images``, or None.
+        labels: file given with ``--labels``, or None.
+        size: side of the square prepared images, in pixels.
+        seed: seed of splits and of everything drawn.
+    """
+
+    images: Path | None
+    labels: Path | None
+    size: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTable:
+    """The label table of a source, by column; every column has N entries.
+
+    Attributes:
+        classes: the C class names, in order.
+        image_id: unique, non-empty strings.
+        patient_id: strings; images that share one never fall into different splits.
+        labels: (N, C) int8: 1, 0, or -1 where unknown.
+        path: file of each image, or None when the source draws its images itself.
+        study_id: strings, empty where unknown.
+        view: "PA", "AP", "lateral", or empty where unknown.
+        split: "train", "dev", "test" as the source states it, or None when the host shall split.
+        extra: further columns kept in the manifest (age, sex, true labels, ...), each with N entries.
+        notes: lines shown before work starts (which columns were found, what was ignored).
+    """
+
+    classes: tuple[str, ...]
+    image_id: Sequence[str]
+    patient_id: Sequence[str]
+    labels: npt.NDArray[np.int8]
+    path: Sequence[str] | None = None
+    study_id: Sequence[str] | None = None
+    view: Sequence[str] | None = None
+    split: Sequence[str] | None = None
+    extra: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """A source of labelled radiographs. It is sent to worker processes when it draws its images."""
+
+    table: SourceTable
+
+    def draw(self, index: int) -> npt.NDArray[np.uint8]:
+        """Image ``index`` as (size, size) uint8, pure in (seed, index). Called only where ``table.path`` is None."""
+        ...
