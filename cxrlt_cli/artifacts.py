@@ -32,7 +32,7 @@ LOGIT = ".logit"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it takes the place of ``path`` on success and is removed on failure."""
+    """A temporary path beside ``path``: it takes the place of ``path`` on success and is removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -347,7 +347,9 @@ def read_predictions(path: Path) -> Predictions:
             "there are no predictions", where=str(path), cure="Make them with `cxrlt predict RUN --split SPLIT`."
         ) from None
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"cannot be read: {error}", where=str(path), cure="Make it again with `cxrlt predict`.") from error
+        raise RunError(
+            f"cannot be read: {error}", where=str(path), cure="Make it again with `cxrlt predict`."
+        ) from error
     classes = tuple(name.removesuffix(LOGIT) for name in table.column_names if name.endswith(LOGIT))
     if not classes or not {"image_id", "patient_id"} <= set(table.column_names):
         raise RunError("is not a predictions file", where=str(path), cure="Make it again with `cxrlt predict`.")

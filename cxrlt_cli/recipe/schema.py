@@ -131,7 +131,9 @@ class Train(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0)
     deterministic: bool = Field(False, description="bitwise repeatable on a GPU as well; slower there")
     save_minutes: NotNegative = Field(10.0, description="save at least this often within an epoch")
-    eval_batch_size: Count | None = Field(None, description="images per forward pass in evaluation; default: batch_size")
+    eval_batch_size: Count | None = Field(
+        None, description="images per pass in evaluation; default: batch_size"
+    )
 
 
 class Predict(Strict):
