@@ -131,9 +131,17 @@ class Train(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0)
     deterministic: bool = Field(False, description="bitwise repeatable on a GPU as well; slower there")
     save_minutes: NotNegative = Field(10.0, description="save at least this often within an epoch")
-    eval_batch_size: Count | None = Field(
-        None, description="images per pass in evaluation; default: batch_size"
-    )
+    eval_batch_size: Count | None = Field(None, description="images per pass in evaluation; default: batch_size")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Train:
+        if self.batch_size % self.accumulate:
+            near = self.accumulate * math.ceil(self.batch_size / self.accumulate)
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}; "
+                f"use {near}, for example"
+            )
+        return self
 
 
 class Predict(Strict):
@@ -158,14 +166,3 @@ class Recipe(Strict):
     optim: Optim = Optim()
     train: Train = Train()
     predict: Predict = Predict()
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Recipe:
-        train = self.train
-        if train.batch_size % train.accumulate:
-            near = train.accumulate * math.ceil(train.batch_size / train.accumulate)
-            raise ValueError(
-                f"train.batch_size {train.batch_size} is not a multiple of train.accumulate {train.accumulate}; "
-                f"use {near}, for example"
-            )
-        return self
