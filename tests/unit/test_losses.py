@@ -1,0 +1,309 @@
+"""The built-in losses against closed forms, finite differences and each other."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from cxrlt_cli.contracts import ClassStats, PluginFault
+from cxrlt_plugins.losses import asl, bce, ldam
+
+STATS = ClassStats(("Effusion", "Mass", "Hernia"), (500, 40, 5), (500, 960, 995))
+LOSSES = {
+    "bce": bce.build(STATS),
+    "asl": asl.build(STATS),
+    "asl-no-clip": asl.build(STATS, gamma_neg=2, gamma_pos=0.5, clip=0),
+    "asl-root": asl.build(STATS, gamma_neg=0.5, gamma_pos=0.5, clip=0.05),
+    "asl-clip-only": asl.build(STATS, gamma_neg=0, gamma_pos=0, clip=0.05),
+    "ldam": ldam.build(STATS),
+    "ldam-soft": ldam.build(STATS, max_margin=1.0, scale=3.0),
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+
+
+def batch(rows: int = 16, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    rng = np.random.default_rng(seed)
+    logits = torch.tensor(rng.normal(0, 2, (rows, 3)), dtype=dtype)
+    targets = torch.tensor(rng.integers(0, 2, (rows, 3)), dtype=dtype)
+    weight = torch.tensor(rng.uniform(0.2, 3, (rows, 3)), dtype=dtype)
+    return logits, targets, weight
+
+
+def value_and_gradient(loss: nn.Module, logits: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    logits = logits.clone().requires_grad_()
+    value = loss(logits, targets, weight)
+    (gradient,) = torch.autograd.grad(value, logits)
+    return value.detach(), gradient
+
+
+def sigmoid(z: float) -> float:
+    return 1 / (1 + math.exp(-z))
+
+
+def entry(loss: nn.Module, z: float, y: float, klass: int) -> float:
+    """The loss of one entry, by weighing every other entry 0."""
+    logits, targets, weight = torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, 3), torch.zeros(1, 3)
+    logits[0, klass], targets[0, klass], weight[0, klass] = z, y, 1
+    return float(loss(logits, targets, weight))
+
+
+# formulas -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("z", [-30.0, -3.2, -0.1, 0.0, 0.7, 2.9, 30.0])
+def test_bce_is_the_bernoulli_likelihood(z: float) -> None:
+    assert entry(LOSSES["bce"], z, 1, 0) == pytest.approx(math.log1p(math.exp(-z)), rel=1e-12)
+    assert entry(LOSSES["bce"], z, 0, 0) == pytest.approx(math.log1p(math.exp(z)), rel=1e-12)
+
+
+def test_bce_agrees_with_torch() -> None:
+    logits, targets, weight = batch()
+    expected = binary_cross_entropy_with_logits(logits, targets, weight)
+    torch.testing.assert_close(LOSSES["bce"](logits, targets, weight), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("z", [-4.0, -2.5, 0.0, 1.5, 4.0])
+@pytest.mark.parametrize("options", [(4.0, 1.0, 0.05), (2.0, 0.0, 0.05), (1.5, 0.5, 0.0), (0.5, 3.0, 0.2)])
+def test_asl_follows_its_formula(z: float, options: tuple[float, float, float]) -> None:
+    gamma_neg, gamma_pos, clip = options
+    loss = asl.build(STATS, gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)
+    p = sigmoid(z)
+    pm = max(p - clip, 0)
+    assert entry(loss, z, 1, 1) == pytest.approx((1 - p) ** gamma_pos * -math.log(p), rel=1e-12)
+    assert entry(loss, z, 0, 1) == pytest.approx(pm**gamma_neg * -math.log(1 - pm), rel=1e-12)
+
+
+@pytest.mark.parametrize("z", [-0.4, 0.0, 0.3, 1.1])
+@pytest.mark.parametrize("klass", [0, 1, 2])
+def test_ldam_follows_its_formula(z: float, klass: int) -> None:
+    margin = 0.5 * (5 / STATS.positives[klass]) ** 0.25
+    assert entry(LOSSES["ldam"], z, 1, klass) == pytest.approx(math.log1p(math.exp(-30 * (z - margin))), rel=1e-5)
+    assert entry(LOSSES["ldam"], z, 0, klass) == pytest.approx(math.log1p(math.exp(30 * z)), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "special",
+    [asl.build(STATS, gamma_neg=0, gamma_pos=0, clip=0), ldam.build(STATS, max_margin=0, scale=1)],
+    ids=["asl(0,0,0)", "ldam(0,1)"],
+)
+def test_special_cases_are_bce(special: nn.Module) -> None:
+    logits, targets, weight = batch(64)
+    value, gradient = value_and_gradient(special, 8 * logits, targets, weight)
+    expected, expected_gradient = value_and_gradient(LOSSES["bce"], 8 * logits, targets, weight)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-18)
+
+
+def test_margins_grow_with_rarity_and_the_rarest_has_the_largest() -> None:
+    assert ldam.class_margins((1600, 100, 0, 100), 0.5) == pytest.approx([0.25, 0.5, 0.5, 0.5])
+    assert ldam.class_margins((0, 0), 0.5) == [0.5, 0.5]
+
+
+# gradients ------------------------------------------------------------------------------------------------------------
+
+
+@every_loss
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_gradient_agrees_with_finite_differences(loss: nn.Module, soft: bool) -> None:
+    logits, targets, weight = batch()
+    logits = logits.clone().requires_grad_()
+    if soft:
+        targets = 0.1 + 0.8 * targets
+    assert torch.autograd.gradcheck(lambda z: loss(z, targets, weight), logits, eps=1e-6, atol=1e-6)
+
+
+@every_loss
+def test_gradient_pushes_positives_up_and_negatives_down(loss: nn.Module) -> None:
+    grid = torch.linspace(-60, 60, 4001, dtype=torch.float64)[:, None].expand(-1, 3)
+    ones = torch.ones_like(grid)
+    for dtype in (torch.float32, torch.float64):
+        _, positive = value_and_gradient(loss, grid.to(dtype), ones, ones)
+        _, negative = value_and_gradient(loss, grid.to(dtype), 0 * ones, ones)
+        assert (positive <= 0).all()
+        assert (negative >= 0).all()
+        assert (positive < 0).any()
+        assert (negative > 0).any()
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_logits_stay_finite(loss: nn.Module, dtype: torch.dtype) -> None:
+    magnitudes = torch.tensor([15, 17, 20, 37, 40, 88, 89, 104, 745, 1e4, 1e6, 1e30], dtype=dtype)
+    logits = torch.cat([magnitudes, -magnitudes])[:, None].expand(-1, 3)
+    for target in (0.0, 0.5, 1.0):
+        value, gradient = value_and_gradient(loss, logits, torch.full_like(logits, target), torch.ones_like(logits))
+        assert value.isfinite()
+        assert gradient.isfinite().all()
+
+
+def test_bce_gradient_keeps_its_precision_where_the_answer_is_nearly_right() -> None:
+    logits = torch.tensor([[25.0], [-25.0]])
+    _, gradient = value_and_gradient(LOSSES["bce"], logits, torch.tensor([[1.0], [0.0]]), torch.ones(2, 1))
+    exact = math.exp(-25) / (1 + math.exp(-25)) / 2
+    torch.testing.assert_close(gradient, torch.tensor([[-exact], [exact]]), rtol=1e-5, atol=0)
+
+
+def test_discarded_negatives_have_no_gradient() -> None:
+    below = math.log(0.05 / 0.95) - 1e-6
+    logits = torch.full((4, 3), below, dtype=torch.float64)
+    value, gradient = value_and_gradient(LOSSES["asl"], logits, torch.zeros(4, 3), torch.ones(4, 3))
+    assert value == 0
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+# targets, weights, reduction ------------------------------------------------------------------------------------------
+
+
+@every_loss
+def test_soft_target_mixes_the_two_parts(loss: nn.Module) -> None:
+    logits, _, weight = batch()
+    ones = torch.ones_like(logits)
+    mixed = loss(logits, 0.3 * ones, weight)
+    torch.testing.assert_close(mixed, 0.3 * loss(logits, ones, weight) + 0.7 * loss(logits, 0 * ones, weight))
+
+
+@every_loss
+def test_unknown_entries_have_no_say_whatever_they_hold(loss: nn.Module) -> None:
+    logits, targets, weight = batch()
+    hidden = torch.zeros_like(weight, dtype=torch.bool)
+    hidden[3], hidden[:, 1] = True, True
+    weight = weight.masked_fill(hidden, 0)
+    expected, expected_gradient = value_and_gradient(loss, logits, targets, weight)
+    for logit, target in ((0.0, -1.0), (math.nan, math.nan), (math.inf, -1.0), (-math.inf, math.inf)):
+        value, gradient = value_and_gradient(
+            loss, logits.masked_fill(hidden, logit), targets.masked_fill(hidden, target), weight
+        )
+        assert value == expected
+        assert torch.equal(gradient, expected_gradient)
+        assert torch.equal(gradient[hidden], torch.zeros_like(gradient[hidden]))
+
+
+@every_loss
+def test_nothing_known_is_zero_with_zero_gradient(loss: nn.Module) -> None:
+    logits, _, weight = batch()
+    value, gradient = value_and_gradient(loss, logits, torch.full_like(logits, -1), 0 * weight)
+    assert value == 0
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@every_loss
+def test_non_finite_input_at_a_known_entry_is_not_hidden(loss: nn.Module) -> None:
+    logits, targets, weight = batch()
+    logits[2, 1] = math.nan
+    assert loss(logits, targets, weight).isnan()
+    logits, targets, weight = batch()
+    weight[2, 1] = math.nan
+    assert loss(logits, targets, weight).isnan()
+
+
+@every_loss
+def test_batches_without_positives_or_negatives_are_fine(loss: nn.Module) -> None:
+    logits, _, weight = batch()
+    for target in (0.0, 1.0):
+        value, gradient = value_and_gradient(loss, logits, torch.full_like(logits, target), weight)
+        assert value.isfinite()
+        assert value > 0
+        assert gradient.isfinite().all()
+
+
+@every_loss
+def test_repeating_the_batch_changes_nothing(loss: nn.Module) -> None:
+    logits, targets, weight = batch()
+    weight[2, 0] = 0
+    once = loss(logits, targets, weight)
+    torch.testing.assert_close(loss(logits.repeat(2, 1), targets.repeat(2, 1), weight.repeat(2, 1)), once)
+
+
+@every_loss
+def test_weights_scale_their_entry_and_not_the_count(loss: nn.Module) -> None:
+    logits, targets, weight = batch()
+    parts = torch.stack([loss(logits[:, c : c + 1].expand(-1, 3), targets[:, c : c + 1].expand(-1, 3),
+                              weight * torch.eye(3)[c]) for c in range(3)])  # fmt: skip
+    torch.testing.assert_close(parts.mean(), loss(logits, targets, weight))
+    torch.testing.assert_close(loss(logits, targets, 2 * weight), 2 * loss(logits, targets, weight))
+
+
+# precision ------------------------------------------------------------------------------------------------------------
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_computed_in_float32(loss: nn.Module, dtype: torch.dtype) -> None:
+    logits, targets, weight = batch(dtype=torch.float32)
+    low = logits.to(dtype)
+    value, gradient = value_and_gradient(loss, low, targets.to(torch.int8), weight)
+    expected, expected_gradient = value_and_gradient(loss, low.float(), targets, weight)
+    assert value.dtype == torch.float32
+    assert value == expected
+    assert gradient.dtype == dtype
+    assert torch.equal(gradient, expected_gradient.to(dtype))
+
+
+@every_loss
+def test_autocast_does_not_lower_the_precision(loss: nn.Module) -> None:
+    logits, targets, weight = batch(dtype=torch.float32)
+    expected = loss(logits, targets, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(logits, targets, weight), expected)
+
+
+@every_loss
+def test_float64_stays_float64(loss: nn.Module) -> None:
+    assert loss(*batch()).dtype == torch.float64
+    assert loss(*batch(dtype=torch.float32)).dtype == torch.float32
+
+
+@every_loss
+def test_losses_are_pointwise(loss: nn.Module) -> None:
+    logits, targets, weight = batch()
+    _, gradient = value_and_gradient(loss, logits, targets, weight)
+    other_logits, other_targets, other_weight = batch(seed=1)
+    other_logits[5, 1], other_targets[5, 1], other_weight[5, 1] = logits[5, 1], targets[5, 1], weight[5, 1]
+    _, other_gradient = value_and_gradient(loss, other_logits, other_targets, other_weight)
+    assert loss.pointwise
+    assert other_gradient[5, 1] == gradient[5, 1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    z=st.floats(-1e4, 1e4, width=32),
+    y=st.floats(0, 1, width=32),
+    gamma_neg=st.floats(0, 8, width=32),
+    gamma_pos=st.floats(0, 8, width=32),
+    clip=st.one_of(st.just(0.0), st.floats(1e-12, 0.5)),
+)
+def test_asl_is_finite_and_not_negative_for_all_options(
+    z: float, y: float, gamma_neg: float, gamma_pos: float, clip: float
+) -> None:
+    loss = asl.build(STATS, gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)
+    logits = torch.full((1, 3), z)
+    value, gradient = value_and_gradient(loss, logits, torch.full_like(logits, y), torch.ones_like(logits))
+    assert value >= 0
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+# options --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "named"),
+    [
+        (asl, {"gamma_neg": -1.0}, "gamma_neg is -1.0"),
+        (asl, {"gamma_pos": math.inf}, "gamma_pos is inf"),
+        (asl, {"clip": 1.0}, "clip is 1.0"),
+        (ldam, {"max_margin": -0.5}, "max_margin is -0.5"),
+        (ldam, {"scale": 0.0}, "scale is 0.0"),
+    ],
+)
+def test_options_out_of_range_are_refused(module: object, options: dict[str, float], named: str) -> None:
+    with pytest.raises(PluginFault, match=named) as fault:
+        module.build(STATS, **options)  # type: ignore[attr-defined]  # a module with a factory
+    assert fault.value.cure
