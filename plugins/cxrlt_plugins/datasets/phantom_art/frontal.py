@@ -1,0 +1,271 @@
+"""The frontal chest, PA and AP: outline, lungs, heart and great vessels, ribs and shoulder girdle, lung vessels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .body import Body
+from .canvas import AXIS, Array, Canvas, Floats, smooth
+from .scene import Scene
+
+_APEX_X = 4.3  # |x| of the lung apices
+
+
+def wall_profile(body: Body) -> Floats:
+    """Half-width of the thoracic cavity at every height on ``AXIS``; below ``_APEX_X`` above the apices."""
+    s = np.clip((AXIS - body.apex) / (13.5 - body.apex), 0.0, 1.0)
+    rise = (1.0 - (1.0 - s) ** 2.7) ** 0.62
+    narrow = 1.0 - 0.05 * (body.kyphosis > 0.6)
+    return np.asarray(_APEX_X + (body.half_width * narrow - _APEX_X) * rise * (0.9 + 0.1 * s))
+
+
+def medial_profile(body: Body) -> Floats:
+    """|x| of the mediastinal border of the lungs at every height, heart and vessels left out."""
+    s = np.clip((AXIS - body.apex) / 6.0, 0.0, 1.0)
+    return np.asarray(_APEX_X - (_APEX_X - body.mediastinum) * (1.0 - (1.0 - s) ** 2.2) ** 0.5)
+
+
+def floor_profile(body: Body, side: int) -> Floats:
+    """y of the diaphragm at every |x| on ``AXIS`` for one side."""
+    dome = body.dome_right if side < 0 else body.dome_left
+    x = np.abs(AXIS)
+    top = 0.5 * body.half_width
+    outward = np.clip((x - top) / (body.half_width - top), 0.0, 1.4)
+    inward = np.clip((top - x) / top, 0.0, 1.0)
+    reach = max(body.sulcus * (0.35 + 0.65 * body.doming), 1.2) + 0.45 * max(0.0, 10.5 - dome)
+    return np.asarray(dome + reach * outward**2.6 + (0.4 + 1.3 * body.doming) * inward**2)
+
+
+def paint_frontal(canvas: Canvas, body: Body, rng: np.random.Generator) -> Scene:
+    """The scene of a body without findings of its own (``body`` may have been reshaped)."""
+    wall = wall_profile(body)
+    floors = floor_profile(body, -1), floor_profile(body, 1)
+    side, across = np.sign(canvas.x), np.abs(canvas.x)
+    reach = canvas.along_y(wall)
+    inside, solid = _outline(canvas, body, across)
+    floor = np.where(side < 0, canvas.along_x(floors[0]), canvas.along_x(floors[1]))
+    below = canvas.ramp(canvas.y - floor, 0.35)
+    depth = reach - across
+    lung = canvas.ramp(depth, 0.3) * canvas.ramp(across - canvas.along_y(medial_profile(body)), 0.5)
+    lung *= canvas.ramp(canvas.y - body.apex, 0.4) * (1.0 - below)
+    scene = Scene(
+        canvas, body, inside, lung, canvas.zeros(), solid, canvas.zeros(), canvas.zeros(), canvas.zeros(),
+        canvas.zeros(), wall, floors,
+    )  # fmt: skip
+    _heart(scene)
+    _air(scene, depth)
+    solid += 0.1 * below * canvas.ramp(reach + 1.0 - across, 1.5)
+    _abdomen(scene, below)
+    _spine(scene, across)
+    _trachea(scene, rng)
+    _aorta(scene)
+    _ribs(scene, across / reach, side)
+    _girdle(scene, rng)
+    _breasts(scene)
+    _hila(scene, rng)
+    _vessels(scene, rng)
+    return scene
+
+
+def _outline(canvas: Canvas, body: Body, across: Array) -> tuple[Array, Array]:
+    """Coverage and attenuation of trunk, shoulders, neck and (AP) arms, as if there were no air."""
+    border = body.half_width + body.fat + 15.0 * smooth((-2.0 - AXIS) / 5.0)
+    shoulder = body.apex - 5.5 + 5.5 * smooth((np.abs(AXIS) - 4.5) / 17.0)
+    trunk = canvas.ramp(canvas.along_y(border) - across, 0.5) * canvas.ramp(canvas.y - canvas.along_x(shoulder), 0.6)
+    neck = canvas.ramp(5.6 + 0.25 * body.fat - across, 0.7)
+    inside = np.maximum(trunk, neck)
+    edge = body.half_width + body.fat
+    profile = np.sqrt(np.clip(1.04 - (np.abs(AXIS) / (edge + 0.6)) ** 4, 0.12, 1.0))
+    thick = canvas.along_x(0.2 + (0.62 + 0.012 * body.fat) * profile)
+    if body.view == "AP":
+        arm = canvas.ramp(2.6 - np.abs(across - edge - 3.6), 0.8) * canvas.ramp(canvas.y + 5.0, 3.0)
+        inside = np.maximum(inside, arm)
+        thick = np.maximum(thick, 0.5 * arm + 0.3 * canvas.ramp(0.9 - np.abs(across - edge - 3.6), 0.5) * arm)
+    head = canvas.along_y(0.12 * smooth((body.apex - 4.0 - AXIS) / 5.0))
+    return inside, thick - head
+
+
+def _heart(scene: Scene) -> None:
+    canvas, body = scene.canvas, scene.body
+    for x, rx, ry, angle in (
+        (-0.42 * body.heart_right, 0.6 * body.heart_right, 4.3, 0.0),
+        (0.36 * body.heart_left, 0.66 * body.heart_left, 4.7, 0.35),
+        (0.5, 0.5 * (body.heart_left + body.heart_right) * 0.72, 4.8, 0.3),
+    ):
+        at, mask = canvas.ellipse(x, body.heart_y, rx, ry, angle=angle, edge=0.45)
+        scene.heart[at] = np.maximum(scene.heart[at], mask)
+    at, mask = canvas.ellipse(1.6, 1.4, 2.1, 3.0, edge=0.5)  # pulmonary trunk
+    scene.heart[at] = np.maximum(scene.heart[at], mask)
+    if body.unfolding > 0.3:  # ascending aorta on the right
+        at, mask = canvas.ellipse(-1.3 - 0.9 * body.unfolding, -0.6, 1.6 + 0.5 * body.unfolding, 4.2, edge=0.5)
+        scene.heart[at] = np.maximum(scene.heart[at], mask)
+
+
+def _air(scene: Scene, depth: Array) -> None:
+    canvas, body = scene.canvas, scene.body
+    profile = 1.0 - 0.42 * np.clip(1.0 - depth / 5.5, 0.0, 1.0) ** 2
+    base = canvas.along_y(0.5 + 0.04 * smooth((AXIS + 9.0) / 8.0) - 0.05 * smooth((AXIS - 5.0) / 8.0))
+    scene.air += (body.lucency * base) * profile * scene.lung
+    scene.air *= 1.0 - 0.8 * scene.heart
+
+
+def _abdomen(scene: Scene, below: Array) -> None:
+    canvas, body = scene.canvas, scene.body
+    x = 0.48 * body.half_width
+    top = float(scene.floor_at(x, 1)) + 0.5
+    at, mask = canvas.ellipse(x, top + 0.55 * body.bubble, 1.0 + body.bubble, 0.75 * body.bubble, edge=0.5)
+    scene.air[at] += 0.33 * mask * below[at]
+
+
+def _spine(scene: Scene, across: Array) -> None:
+    canvas, body = scene.canvas, scene.body
+    bend = body.scoliosis * np.sin((AXIS + 6.0) / 7.0)
+    column = canvas.ramp(1.9 - np.abs(canvas.x - canvas.along_y(bend)), 0.6)
+    level = AXIS / 2.35
+    discs = 0.05 * np.cos(2.0 * np.pi * level) + 0.02 * np.cos(4.0 * np.pi * level)
+    scene.bone += column * canvas.along_y(0.09 + discs + 0.05 * smooth((AXIS - 2.0) / 10.0))
+    spines = canvas.ramp(0.35 - np.abs(canvas.x - canvas.along_y(bend)), 0.4)
+    scene.bone += 0.05 * spines * canvas.along_y(np.clip(np.cos(2.0 * np.pi * level + 1.0), 0.0, 1.0))
+
+
+def _trachea(scene: Scene, rng: np.random.Generator) -> None:
+    body = scene.body
+    lean = 0.5 * body.unfolding + 0.3 * rng.normal()
+    t = np.linspace(0.0, 1.0, 12)
+    top = body.apex - 6.0
+    points = np.stack([lean * -np.sin(np.pi * t) * 0.8, top + (0.2 - top) * t], axis=1)
+    scene.canvas.lines(scene.air, points, 1.6, 0.17)
+    right = np.stack([-2.7 * t, 0.2 + 2.8 * t], axis=1)
+    left = np.stack([3.6 * t, 0.2 + 2.4 * t], axis=1)
+    scene.canvas.lines(scene.air, np.stack([right, left]), 1.1, 0.11 * (1.0 - 0.5 * t))
+
+
+def _aorta(scene: Scene) -> None:
+    canvas, body = scene.canvas, scene.body
+    x, y = 1.55 + 0.45 * body.knob, -3.0 - 0.35 * body.knob
+    at, mask = canvas.ellipse(x, y, body.knob, 1.1 * body.knob, edge=0.35)
+    scene.fill(at, mask, 0.85)
+    scene.soft[at] += 0.05 * mask
+    t = np.linspace(0.0, 1.0, 16)
+    bulge = (0.6 + 1.9 * body.unfolding) * np.sin(np.pi * np.clip(t * 1.05, 0, 1)) ** 1.3
+    path = np.stack([2.0 + 0.2 * body.knob + bulge - 1.3 * t, y + (12.5 - y) * t], axis=1)
+    canvas.lines(scene.soft, path, 1.5 * body.knob, 0.05 + 0.09 * body.unfolding)
+
+
+def _bands() -> Array:
+    """Attenuation across a rib: a cortical edge on both sides of a lighter middle, over one rib spacing."""
+    t = np.arange(512) / 512.0
+    shape = smooth((0.21 - np.abs(t - 0.5)) / 0.06 + 0.5)
+    edge = np.exp(-0.5 * ((np.abs(t - 0.5) - 0.17) / 0.035) ** 2)
+    return np.asarray(0.62 * shape + 0.5 * edge, dtype=np.float32)
+
+
+_RIB = _bands()
+
+
+def _ribs(scene: Scene, u: Array, side: Array) -> None:
+    """Posterior ribs fall gently to the side, anterior ribs steeply to the middle: periodic bands in (u, y)."""
+    canvas, body = scene.canvas, scene.body
+    y = canvas.y - np.float32(body.apex)
+    for which, break_u, break_y, step in body.rib_steps:
+        near = np.exp(-(((canvas.y - break_y) / (0.75 * body.rib_spacing)) ** 2))
+        y = y - step * near * canvas.ramp(u - break_u, 0.02) * (side == which)
+    t = np.clip(u, 0.0, 1.15)
+    fall = body.rib_slope * (4.4 * t**2.4 - 1.1 * t) + 0.06 * y * t
+    phase = (y - fall) * np.float32(1.0 / body.rib_spacing) + np.float32(body.rib_phase)
+    chest = canvas.ramp(1.03 - u, 0.05) * canvas.along_y(
+        smooth((AXIS - body.apex + 0.8) / 1.5) * smooth((16.0 - AXIS) / 5.0)
+    )
+    scene.bone += 0.105 * chest * canvas.ramp(u - 0.1, 0.06) * _RIB[(phase * 512.0).astype(np.int32) & 511]
+    rise = 4.4 * body.rib_slope + (1.0 - t) * (5.2 + 0.8 * body.rib_slope)
+    phase = (y - rise) * np.float32(0.92 / body.rib_spacing) + np.float32(body.rib_phase + 0.3)
+    front = 0.07 * chest * smooth((u - 0.33) / 0.35) * smooth((y - 3.5) / 3.0)
+    scene.bone += front * _RIB[(phase * 512.0).astype(np.int32) & 511]
+
+
+def _girdle(scene: Scene, rng: np.random.Generator) -> None:
+    canvas, body = scene.canvas, scene.body
+    t = np.linspace(0.0, 1.0, 14)
+    rise = rng.uniform(0.6, 2.4) - (0.8 if body.view == "AP" else 0.0)
+    bow = 0.5 * np.sin(2.0 * np.pi * t)
+    for sign in (-1.0, 1.0):
+        y = body.apex + 1.6 - rise * t + bow + 0.25 * rng.normal()
+        points = np.stack([sign * (1.6 + 14.0 * t), y], axis=1)
+        canvas.lines(scene.bone, points, 1.15, 0.16)
+        canvas.lines(scene.bone, points + np.array([0.0, -0.45]), 0.3, 0.05)
+        tip = body.half_width + 1.5 - 2.6 * body.scapula
+        blade = np.array([[tip + 1.0, -7.5], [tip, -2.0], [tip + 1.5, 3.5]]) * np.array([sign, 1.0])
+        edge = np.stack([np.interp(t, [0, 0.5, 1], blade[:, 0]), np.interp(t, [0, 0.5, 1], blade[:, 1])], axis=1)
+        canvas.lines(scene.bone, edge, 0.5, 0.06)
+        at, mask = canvas.ellipse(sign * (tip + 3.0), -3.0, 3.2, 6.5, angle=-sign * 0.12, edge=1.2)
+        scene.bone[at] += 0.07 * mask
+        at, mask = canvas.ellipse(sign * (body.half_width + 4.2), -8.3, 2.3, 2.4, edge=0.6)
+        scene.bone[at] += 0.2 * mask
+        humerus = np.array([[sign * (body.half_width + 4.4), -7.5], [sign * (body.half_width + 6.5), 5.0]])
+        canvas.lines(scene.bone, humerus, 2.2, 0.2)
+
+
+def _breasts(scene: Scene) -> None:
+    canvas, body = scene.canvas, scene.body
+    if body.breast <= 0.0:
+        return
+    size = 4.6 + 2.0 * body.breast
+    for sign in (-1.0, 1.0):
+        at, mask = canvas.ellipse(sign * 0.62 * body.half_width, body.breast_y, size, 0.85 * size, edge=1.0)
+        lower = 0.35 + 0.65 * smooth((canvas.y[at] - body.breast_y + size) / (1.8 * size))
+        scene.solid[at] += 0.13 * body.breast * mask * lower
+
+
+def _hila(scene: Scene, rng: np.random.Generator) -> None:
+    body = scene.body
+    for x, y in ((-3.6, 1.4), (3.9, 0.4)):
+        for dx, dy, rx, ry in ((0.0, 0.0, 0.95, 1.5), (0.5, 1.7, 0.65, 1.3), (0.4, -1.1, 0.6, 0.9)):
+            jitter = 0.2 * rng.normal(size=2)
+            side = np.sign(x)
+            at, mask = scene.canvas.ellipse(
+                x + side * (dx * body.hilum + jitter[0]), y + dy * body.hilum + jitter[1],
+                rx * body.hilum**1.2, ry * body.hilum, edge=0.7,
+            )  # fmt: skip
+            scene.marks[at] += (0.1 + 0.03 * (body.hilum - 1.0)) * mask * scene.lung[at]
+
+
+def branches(
+    root: Floats, angles: Floats, lengths: Floats, widths: Floats, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Curved vessels and two generations of side branches.
+
+    Returns:
+        (K, 9, 2) points in cm and (K, 9) widths in cm.
+    """
+    t = np.linspace(0.0, 1.0, 9)
+    paths, thick = [], []
+    start = np.broadcast_to(root, (len(angles), 2))
+    for generation in range(3):
+        bend = angles[:, None] + rng.normal(0.0, 0.5, (len(angles), 1)) * (t - 0.3)
+        step = np.stack([np.cos(bend), np.sin(bend)], axis=-1) * (lengths / 8.0)[:, None, None]
+        points = start[:, None, :] + np.cumsum(step, axis=1) - step[:, :1]
+        paths.append(points)
+        thick.append(widths[:, None] * (1.0 - 0.6 * t))
+        if generation < 2:
+            at = rng.integers(2, 7, (2, len(angles)))
+            start = np.concatenate([points[np.arange(len(angles)), k] for k in at])
+            turn = rng.uniform(0.3, 0.75, len(angles))
+            widths = np.concatenate([widths * (1.0 - 0.6 * t[k]) * 0.75 for k in at])
+            angles = np.concatenate([angles + turn, angles - turn])
+            lengths = np.concatenate([lengths * (1.0 - t[k]) * 1.05 + 0.6 for k in at])
+    return np.concatenate(paths), np.concatenate(thick)
+
+
+def _vessels(scene: Scene, rng: np.random.Generator) -> None:
+    body, layer = scene.body, scene.canvas.zeros()
+    paths, widths = [], []
+    for sign in (-1.0, 1.0):
+        angles = np.linspace(-1.25, 1.35, 7) + rng.normal(0.0, 0.12, 7)
+        lengths = rng.uniform(7.0, 10.5, 7) * (0.8 + 0.25 * np.sin(np.clip(angles, 0.0, 1.5)))
+        thick = (0.42 + 0.2 * np.clip(angles, -0.3, 1.0)) * rng.uniform(0.8, 1.2, 7) * body.hilum**0.5
+        points, width = branches(np.array([3.3, 1.4 if sign < 0 else 0.5]), angles, lengths, thick, rng)
+        paths.append(points * np.array([sign, 1.0]))
+        widths.append(width)
+    scene.canvas.lines(layer, np.concatenate(paths), np.concatenate(widths), 0.085 * body.markings)
+    layer += 0.014 * body.markings * scene.canvas.texture(rng, 0.9)
+    scene.marks += layer * scene.lung * (1.0 - 0.6 * scene.heart)
