@@ -19,8 +19,8 @@ def class_weights(stats: ClassStats, config: Reweight, progress: float) -> tuple
 
     One weight per class comes from its count n of positives in the training split: ``1/n`` (inverse), ``1/sqrt(n)``
     (root-inverse) or ``(1 - beta) / (1 - beta^n)`` (effective; arXiv 1901.05555, eq. 2). It is divided by the weight of
-    the most frequent class (``relative_to: head``: every weight is 1 or more) or by the mean over classes (``mean``, the
-    published form: most weights fall below 1), then capped.
+    the most frequent class (``relative_to: head``: every weight is 1 or more) or by the mean over classes (``mean``,
+    the published form: most weights fall below 1), then capped.
 
     A class without positives has nothing to balance: it weighs as much as the most frequent class, and takes no part
     in the mean.
