@@ -149,7 +149,8 @@ def augment(images: Tensor, config: Augment, *, seed: int, epoch: int, step: int
         out.pow_(_column(drawn.gamma, out))
     if config.contrast > 0 or config.brightness > 0:
         contrast = _column(drawn.contrast, out)
-        out.mul_(contrast).add_(_means(out) * (1 - contrast) + _column(drawn.brightness, out))
+        offset = _means(out) * (1 - contrast) + _column(drawn.brightness, out)
+        out.mul_(contrast).add_(offset)
     if config.noise > 0:
         out.add_(_noise(drawn, out))
     out.clamp_(0, 1)
