@@ -6,7 +6,7 @@ y downwards. Measures of an adult thorax: inner half-width 12 to 15 cm, 20 to 25
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,7 +45,8 @@ class Body:
     scoliosis: float = 0.0
     bubble: float = 1.5  # gas in the stomach
     scapula: float = 1.0  # how far the shoulder blades overlap the lungs
-    rib_steps: list[tuple[float, float, float, float]] = field(default_factory=list)  # side, u, y, step
+    bad_side: int = 1  # where one-sided findings prefer to be: -1 right, 1 left
+    rib_steps: list[tuple[int, float, float, float]] = field(default_factory=list)  # side, u, y, step
 
     @property
     def lateral(self) -> bool:
@@ -83,6 +84,7 @@ def make_body(view: str, sex: str, age: float, patient: np.random.Generator, stu
     body.kyphosis = float(np.clip(0.22 + 0.15 * old + 0.07 * patient.normal(), 0.05, 0.5))
     body.scoliosis = 0.5 * patient.normal() * (0.4 + old)
     body.bubble = float(study.uniform(0.4, 2.4))
+    body.bad_side = -1 if patient.random() < 0.52 else 1
     body.scapula = float(np.clip(study.normal(0.25, 0.25) + (0.8 if view == "AP" else 0.0), 0.0, 1.4))
     return body
 
@@ -120,7 +122,7 @@ def _hypoexpansion(body: Body, severity: float, rng: np.random.Generator) -> Non
 
 def _hemidiaphragm(body: Body, severity: float, rng: np.random.Generator) -> None:
     rise = 2.6 + 3.6 * severity
-    if rng.random() < 0.62:
+    if rng.random() < 0.42 or body.bad_side < 0:
         body.dome_right -= rise
     else:
         body.dome_left -= rise + 0.9
@@ -155,14 +157,14 @@ def _emphysema(body: Body, severity: float, rng: np.random.Generator) -> None:
 
 
 def _fracture(body: Body, severity: float, rng: np.random.Generator) -> None:
-    side, u = (-1.0, 1.0)[rng.random() < 0.5], rng.uniform(0.68, 0.93)
+    side, u = body.bad_side, rng.uniform(0.68, 0.93)
     first = rng.uniform(-2.0, 7.5)
     for number in range(1 + int(rng.random() < 0.6) + int(rng.random() < 0.35)):
         step = (0.3 + 0.45 * severity) * (-1.0, 1.0)[rng.random() < 0.5]
         body.rib_steps.append((side, u + rng.uniform(-0.04, 0.04), first + number * body.rib_spacing, step))
 
 
-_CHANGES = {
+_CHANGES: dict[str, Callable[[Body, float, np.random.Generator], None]] = {
     "cardiomegaly": _cardiomegaly,
     "hyperinflated lung": _hyperinflated,
     "hypoexpansion": _hypoexpansion,

@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Window = tuple[slice, slice]
 
 _REACH = 32.0
-_CELLS = 2048
+_CELLS = 1024
 _DOT = 1.0 / np.sqrt(2.0 * np.pi)
 
 #: Coordinates (cm) at which profiles of one coordinate are tabulated: ``_CELLS`` values from -32 to 32.
@@ -28,8 +28,13 @@ AXIS: Array = np.linspace(-_REACH, _REACH, _CELLS, dtype=np.float32)
 
 def smooth(t: Floats) -> Array:
     """The smooth step 3t^2 - 2t^3 of ``t`` clipped to [0, 1]."""
-    t = np.clip(t, 0.0, 1.0)
-    return np.asarray(t * t * (3.0 - 2.0 * t), dtype=np.float32)
+    inside = np.maximum(t, 0.0, dtype=np.float32)
+    np.minimum(inside, 1.0, out=inside)
+    square = inside * inside
+    inside *= -2.0
+    inside += 3.0
+    square *= inside
+    return square
 
 
 class Canvas:
@@ -56,7 +61,7 @@ class Canvas:
 
     def ramp(self, inside: Floats, edge: float) -> Array:
         """Coverage of the region ``inside > 0`` (cm), its border ``edge`` cm wide and never sharper than a pixel."""
-        return smooth(inside / max(edge, 1.2 * self.pixel) + 0.5)
+        return smooth(inside * np.float32(1.0 / max(edge, 1.2 * self.pixel)) + np.float32(0.5))
 
     def zeros(self) -> Array:
         """An empty layer (size, size)."""
@@ -70,7 +75,9 @@ class Canvas:
 
     def window(self, x: float, y: float, reach: float) -> Window:
         """The rows and columns within ``reach`` cm of (x, y); empty slices where that lies outside the picture."""
-        column, row = self.to_pixels(np.array([x, y]))
+        x, y = x - self.centre[0], y - self.centre[1]
+        column = (self._cos * x - self._sin * y + self.field) * self.scale - 0.5
+        row = (self._sin * x + self._cos * y + self.field) * self.scale - 0.5
         span = reach * self.scale + 1.0
         rows = slice(max(0, int(row - span)), max(0, int(row + span) + 2))
         return rows, slice(max(0, int(column - span)), max(0, int(column + span) + 2))
@@ -96,37 +103,42 @@ class Canvas:
             amount: height of the profile at the middle of the line, broadcast to (..., n).
         """
         at = self.to_pixels(np.asarray(points, dtype=np.float64))
-        length = np.linalg.norm(np.diff(at, axis=-2), axis=-1)
-        parts = max(1, int(np.ceil(length.max() / 0.75))) if length.size else 0
-        if parts == 0:
+        step = at[..., 1:, :] - at[..., :-1, :]
+        length = np.sqrt(step[..., 0] ** 2 + step[..., 1] ** 2)
+        if not length.size:
             return
+        wide = np.broadcast_to(np.asarray(width, dtype=np.float64), at.shape[:-1]) * (self.scale / 2.355)
+        height = np.broadcast_to(np.asarray(amount, dtype=np.float64), at.shape[:-1])
+        apart = max(1.1, 1.4 * float(wide.min()))  # pixels between dots: less than 1 % of ripple
+        parts = max(1, int(np.ceil(float(length.max()) / apart)))
         t = (np.arange(parts) + 0.5) / parts
-        shape = at.shape[:-1]
-        sigma = np.broadcast_to(np.asarray(width, dtype=np.float64), shape) * (self.scale / 2.355)
-        height = np.broadcast_to(np.asarray(amount, dtype=np.float64), shape)
-        middle = at[..., :-1, None, :] + t[:, None] * (at[..., 1:, :] - at[..., :-1, :])[..., None, :]
-        wide = sigma[..., :-1, None] + t * (sigma[..., 1:] - sigma[..., :-1])[..., None]
+        middle = at[..., :-1, None, :] + t[:, None] * step[..., None, :]
+        sigma = wide[..., :-1, None] + t * (wide[..., 1:] - wide[..., :-1])[..., None]
         high = height[..., :-1, None] + t * (height[..., 1:] - height[..., :-1])[..., None]
-        spread = np.maximum(wide, 0.55)
-        dots = high * (wide / spread) * (length[..., None] / parts) * _DOT / spread
-        self._add_dots(layer, middle.reshape(-1, 2), spread.ravel(), dots.ravel())
+        spread = np.maximum(sigma, 0.55)
+        dots = high * (length[..., None] * (_DOT / parts)) * sigma / (spread * spread)
+        reach = np.ceil(2.3 * spread).astype(np.int32).ravel()
+        for wanted in range(int(reach.min()), int(reach.max()) + 1):
+            chosen = reach == wanted
+            if chosen.any():
+                self._add_dots(layer, middle.reshape(-1, 2)[chosen], spread.ravel()[chosen], dots.ravel()[chosen], wanted)
 
-    def _add_dots(self, layer: Array, at: Floats, sigma: Floats, height: Floats) -> None:
-        reach = int(np.ceil(2.5 * float(sigma.max())))
-        inside = np.all((at > -reach) & (at < self.size - 1 + reach), axis=1) & (height != 0.0)
-        at, sigma, height = at[inside], sigma[inside], height[inside]
+    def _add_dots(self, layer: Array, at: Floats, sigma: Floats, height: Floats, reach: int) -> None:
+        border = 2 * reach + 1
+        inside = (at > -reach).all(axis=1) & (at < self.size - 1 + reach).all(axis=1)
+        at, sigma, height = at[inside].astype(np.float32), sigma[inside].astype(np.float32), height[inside]
         if not len(at):
             return
-        offsets = np.arange(-reach, reach + 1)
-        whole = np.rint(at).astype(np.int64)
-        delta = offsets[None, None, :] - (at - whole)[:, :, None]
-        bell = np.exp(-0.5 * (delta / sigma[:, None, None]) ** 2)
-        values = (height[:, None] * bell[:, 1])[:, :, None] * bell[:, 0][:, None, :]
-        padded = self.size + 4 * reach + 2
-        row, column = whole[:, 1] + 2 * reach, whole[:, 0] + 2 * reach
-        cell = (row[:, None, None] + offsets[:, None]) * padded + (column[:, None, None] + offsets)
-        total = np.bincount(cell.ravel(), weights=values.ravel(), minlength=padded * padded).reshape(padded, padded)
-        layer += total[2 * reach : 2 * reach + self.size, 2 * reach : 2 * reach + self.size].astype(np.float32)
+        offsets = np.arange(-reach, reach + 1, dtype=np.int32)
+        whole = np.rint(at)
+        delta = (offsets - (at - whole)[:, :, None]) / sigma[:, None, None]
+        bell = np.exp(-0.5 * delta * delta)
+        values = (height.astype(np.float32)[:, None] * bell[:, 1])[:, :, None] * bell[:, 0][:, None, :]
+        side = self.size + 2 * border
+        corner = (whole[:, 1].astype(np.int32) + border) * side + whole[:, 0].astype(np.int32) + border
+        cell = corner[:, None] + (offsets[:, None] * side + offsets).ravel()
+        total = np.bincount(cell.ravel(), weights=values.ravel(), minlength=side * side).reshape(side, side)
+        layer += total[border : border + self.size, border : border + self.size]
 
     def texture(self, rng: np.random.Generator, wavelength: float) -> Array:
         """Smooth random texture (size, size), mean 0 and deviation about 1, its grain ``wavelength`` cm across."""

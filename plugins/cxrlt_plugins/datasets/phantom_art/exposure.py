@@ -11,17 +11,18 @@ from .canvas import Array, Canvas, smooth
 def expose(attenuation: Array, canvas: Canvas, view: str, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """The displayed picture, uint8 (size, size): bright is dense, as radiographs are read."""
     portable = view == "AP"
-    middle = rng.normal(0.56, 0.035)
+    middle = rng.normal(0.54, 0.035)
     slope = rng.uniform(3.4, 5.4) * (0.88 if portable else 1.0)
     haze = rng.uniform(0.0, 0.12 if portable else 0.06)
-    quanta = rng.uniform(0.006, 0.02) * (1.5 if portable else 1.0)
+    quanta = rng.uniform(0.004, 0.015) * (1.25 if portable else 1.0)
     noise = rng.standard_normal(attenuation.shape, dtype=np.float32)
     noise[:, 1:] += 0.5 * noise[:, :-1]
-    signal = attenuation + (quanta * noise) * (0.5 + attenuation)
+    signal = np.minimum(attenuation, 0.72 + 0.6 * (attenuation - 0.72))  # scatter flattens the dense parts
+    signal += (quanta * noise) * (0.5 + signal)
     tilt = rng.normal(0.0, 0.012, 2) / canvas.field
     signal += (tilt[0] * canvas.x + tilt[1] * canvas.y).astype(np.float32)
     grey = 1.0 / (1.0 + np.exp(np.float32(slope) * (np.float32(middle) - signal)))
-    low, high = _curve(0.05, middle, slope), _curve(1.12, middle, slope)
+    low, high = _curve(0.05, middle, slope), _curve(1.02, middle, slope)
     grey = np.clip((grey - low) / (high - low), 0.0, 1.0)
     grey = haze + (1.0 - haze) * grey ** rng.uniform(0.8, 1.2)
     _markers(grey, canvas, view, rng)

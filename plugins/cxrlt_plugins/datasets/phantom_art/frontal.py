@@ -19,10 +19,35 @@ def wall_profile(body: Body) -> Floats:
     return np.asarray(_APEX_X + (body.half_width * narrow - _APEX_X) * rise * (0.9 + 0.1 * s))
 
 
-def medial_profile(body: Body) -> Floats:
-    """|x| of the mediastinal border of the lungs at every height, heart and vessels left out."""
-    s = np.clip((AXIS - body.apex) / 6.0, 0.0, 1.0)
-    return np.asarray(_APEX_X - (_APEX_X - body.mediastinum) * (1.0 - (1.0 - s) ** 2.2) ** 0.5)
+def medial_profile(body: Body, side: int) -> Floats:
+    """|x| of the mediastinal border of one lung at every height: great vessels included, the heart left out."""
+    if side < 0:
+        ascending = 1.9 * max(body.unfolding - 0.15, 0.0) * np.exp(-(((AXIS + 0.2) / 3.6) ** 4))
+        cava = 0.25 * smooth((AXIS + 6.0) / 4.0)
+        width = 0.92 * body.mediastinum + cava + ascending
+    else:
+        arch = np.exp(-((np.abs(AXIS - knob_centre(body)[1]) / (1.2 * body.knob)) ** 3.2))
+        trunk = 0.55 * np.exp(-(((AXIS - 1.6) / 1.7) ** 2))
+        descending = 0.9 * body.unfolding * np.exp(-(((AXIS - 3.0) / 4.5) ** 4))
+        width = 0.82 * body.mediastinum + (1.05 * body.knob - 0.75) * arch + trunk + descending
+    s = np.clip((AXIS - body.apex) / 5.0, 0.0, 1.0)
+    rounding = 1.0 - (1.0 - (1.0 - s) ** 2.2) ** 0.5
+    return np.asarray(width + np.clip(_APEX_X - width, 0.0, None) * rounding)
+
+
+def knob_centre(body: Body) -> tuple[float, float]:
+    """(x, y) of the aortic arch seen end on."""
+    return 0.82 * body.mediastinum + 0.05 * body.knob - 0.35, -3.2 - 0.45 * (body.knob - 1.6) - 0.5 * body.unfolding
+
+
+def heart_profile(body: Body, side: int) -> Floats:
+    """|x| of the heart's border at every height: a waist, a convex chamber; it runs on below the diaphragm."""
+    m = 0.85 * body.mediastinum
+    out, widest = (body.heart_right, body.heart_y) if side < 0 else (body.heart_left, body.heart_y + 2.0)
+    start = 1.0 if side < 0 else 0.6
+    t = np.clip((AXIS - start) / (widest - start), 0.0, 1.0)
+    swell = (1.0 - (1.0 - t) ** 2.1) ** 0.9 * smooth((AXIS - start + 0.3) / 2.0)
+    return np.asarray(m + max(out - m, 0.2) * swell * (1.0 - 0.22 * smooth((AXIS - widest) / 4.5)))
 
 
 def floor_profile(body: Body, side: int) -> Floats:
@@ -46,11 +71,13 @@ def paint_frontal(canvas: Canvas, body: Body, rng: np.random.Generator) -> Scene
     floor = np.where(side < 0, canvas.along_x(floors[0]), canvas.along_x(floors[1]))
     below = canvas.ramp(canvas.y - floor, 0.35)
     depth = reach - across
-    lung = canvas.ramp(depth, 0.3) * canvas.ramp(across - canvas.along_y(medial_profile(body)), 0.5)
+    inner = medial_profile(body, -1), medial_profile(body, 1)
+    middle = np.where(side < 0, canvas.along_y(inner[0]), canvas.along_y(inner[1]))
+    lung = canvas.ramp(depth, 0.3) * canvas.ramp(across - middle, 0.7)
     lung *= canvas.ramp(canvas.y - body.apex, 0.4) * (1.0 - below)
     scene = Scene(
         canvas, body, inside, lung, canvas.zeros(), solid, canvas.zeros(), canvas.zeros(), canvas.zeros(),
-        canvas.zeros(), wall, floors,
+        canvas.zeros(), wall, inner, floors,
     )  # fmt: skip
     _heart(scene)
     _air(scene, depth)
@@ -61,7 +88,7 @@ def paint_frontal(canvas: Canvas, body: Body, rng: np.random.Generator) -> Scene
     _aorta(scene)
     _ribs(scene, across / reach, side)
     _girdle(scene, rng)
-    _breasts(scene)
+    _breasts(scene, below)
     _hila(scene, rng)
     _vessels(scene, rng)
     return scene
@@ -87,18 +114,8 @@ def _outline(canvas: Canvas, body: Body, across: Array) -> tuple[Array, Array]:
 
 def _heart(scene: Scene) -> None:
     canvas, body = scene.canvas, scene.body
-    for x, rx, ry, angle in (
-        (-0.42 * body.heart_right, 0.6 * body.heart_right, 4.3, 0.0),
-        (0.36 * body.heart_left, 0.66 * body.heart_left, 4.7, 0.35),
-        (0.5, 0.5 * (body.heart_left + body.heart_right) * 0.72, 4.8, 0.3),
-    ):
-        at, mask = canvas.ellipse(x, body.heart_y, rx, ry, angle=angle, edge=0.45)
-        scene.heart[at] = np.maximum(scene.heart[at], mask)
-    at, mask = canvas.ellipse(1.6, 1.4, 2.1, 3.0, edge=0.5)  # pulmonary trunk
-    scene.heart[at] = np.maximum(scene.heart[at], mask)
-    if body.unfolding > 0.3:  # ascending aorta on the right
-        at, mask = canvas.ellipse(-1.3 - 0.9 * body.unfolding, -0.6, 1.6 + 0.5 * body.unfolding, 4.2, edge=0.5)
-        scene.heart[at] = np.maximum(scene.heart[at], mask)
+    right, left = canvas.along_y(heart_profile(body, -1)), canvas.along_y(heart_profile(body, 1))
+    scene.heart += canvas.ramp(left - canvas.x, 0.5) * canvas.ramp(canvas.x + right, 0.5) * canvas.along_y(smooth(AXIS / 2.5))
 
 
 def _air(scene: Scene, depth: Array) -> None:
@@ -106,7 +123,7 @@ def _air(scene: Scene, depth: Array) -> None:
     profile = 1.0 - 0.42 * np.clip(1.0 - depth / 5.5, 0.0, 1.0) ** 2
     base = canvas.along_y(0.5 + 0.04 * smooth((AXIS + 9.0) / 8.0) - 0.05 * smooth((AXIS - 5.0) / 8.0))
     scene.air += (body.lucency * base) * profile * scene.lung
-    scene.air *= 1.0 - 0.8 * scene.heart
+    scene.air *= 1.0 - 0.82 * scene.heart
 
 
 def _abdomen(scene: Scene, below: Array) -> None:
@@ -119,13 +136,14 @@ def _abdomen(scene: Scene, below: Array) -> None:
 
 def _spine(scene: Scene, across: Array) -> None:
     canvas, body = scene.canvas, scene.body
-    bend = body.scoliosis * np.sin((AXIS + 6.0) / 7.0)
-    column = canvas.ramp(1.9 - np.abs(canvas.x - canvas.along_y(bend)), 0.6)
-    level = AXIS / 2.35
-    discs = 0.05 * np.cos(2.0 * np.pi * level) + 0.02 * np.cos(4.0 * np.pi * level)
-    scene.bone += column * canvas.along_y(0.09 + discs + 0.05 * smooth((AXIS - 2.0) / 10.0))
-    spines = canvas.ramp(0.35 - np.abs(canvas.x - canvas.along_y(bend)), 0.4)
-    scene.bone += 0.05 * spines * canvas.along_y(np.clip(np.cos(2.0 * np.pi * level + 1.0), 0.0, 1.0))
+    off = canvas.x - canvas.along_y(body.scoliosis * np.sin((AXIS + 6.0) / 7.0))
+    column = canvas.ramp(1.75 - np.abs(off), 0.7)
+    level = 2.0 * np.pi * AXIS / 2.35
+    discs = 0.022 * np.cos(level) + 0.012 * np.cos(2.0 * level)
+    lit = 0.6 + 0.4 * smooth((-1.0 - AXIS) / 3.0) + 0.2 * smooth((AXIS - 9.0) / 3.0)
+    scene.bone += column * canvas.along_y((0.06 + 1.3 * discs) * lit)
+    pedicles = np.exp(-(((np.abs(off) - 1.15) / 0.3) ** 2)) + 0.8 * np.exp(-((off / 0.3) ** 2))
+    scene.bone += 0.03 * pedicles * canvas.along_y(np.clip(np.cos(level + 1.2), 0.0, 1.0) * lit)
 
 
 def _trachea(scene: Scene, rng: np.random.Generator) -> None:
@@ -133,31 +151,30 @@ def _trachea(scene: Scene, rng: np.random.Generator) -> None:
     lean = 0.5 * body.unfolding + 0.3 * rng.normal()
     t = np.linspace(0.0, 1.0, 12)
     top = body.apex - 6.0
-    points = np.stack([lean * -np.sin(np.pi * t) * 0.8, top + (0.2 - top) * t], axis=1)
-    scene.canvas.lines(scene.air, points, 1.6, 0.17)
+    trachea = np.stack([lean * -np.sin(np.pi * t) * 0.8, top + (0.2 - top) * t], axis=1)
     right = np.stack([-2.7 * t, 0.2 + 2.8 * t], axis=1)
     left = np.stack([3.6 * t, 0.2 + 2.4 * t], axis=1)
-    scene.canvas.lines(scene.air, np.stack([right, left]), 1.1, 0.11 * (1.0 - 0.5 * t))
+    amount = np.stack([0.13 + 0.0 * t, 0.1 - 0.05 * t, 0.1 - 0.05 * t])
+    scene.canvas.lines(scene.air, np.stack([trachea, right, left]), np.array([[1.6], [1.1], [1.1]]), amount)
 
 
 def _aorta(scene: Scene) -> None:
     canvas, body = scene.canvas, scene.body
-    x, y = 1.55 + 0.45 * body.knob, -3.0 - 0.35 * body.knob
-    at, mask = canvas.ellipse(x, y, body.knob, 1.1 * body.knob, edge=0.35)
-    scene.fill(at, mask, 0.85)
-    scene.soft[at] += 0.05 * mask
-    t = np.linspace(0.0, 1.0, 16)
-    bulge = (0.6 + 1.9 * body.unfolding) * np.sin(np.pi * np.clip(t * 1.05, 0, 1)) ** 1.3
-    path = np.stack([2.0 + 0.2 * body.knob + bulge - 1.3 * t, y + (12.5 - y) * t], axis=1)
-    canvas.lines(scene.soft, path, 1.5 * body.knob, 0.05 + 0.09 * body.unfolding)
+    x, y = knob_centre(body)
+    at, mask = canvas.ellipse(x, y, body.knob, 1.05 * body.knob, edge=0.5)
+    scene.soft[at] += 0.045 * mask
+    t = np.linspace(0.0, 1.0, 12)
+    bulge = (0.3 + 1.5 * body.unfolding) * np.sin(np.pi * t) ** 1.3
+    path = np.stack([x + 0.75 * body.knob + bulge - 1.8 * t, y + (12.0 - y) * t], axis=1)
+    canvas.lines(scene.soft, path, 1.3, (0.03 + 0.07 * body.unfolding) * np.sin(np.pi * np.clip(t + 0.12, 0.0, 1.0)))
 
 
 def _bands() -> Array:
     """Attenuation across a rib: a cortical edge on both sides of a lighter middle, over one rib spacing."""
     t = np.arange(512) / 512.0
-    shape = smooth((0.21 - np.abs(t - 0.5)) / 0.06 + 0.5)
-    edge = np.exp(-0.5 * ((np.abs(t - 0.5) - 0.17) / 0.035) ** 2)
-    return np.asarray(0.62 * shape + 0.5 * edge, dtype=np.float32)
+    shape = smooth((0.23 - np.abs(t - 0.5)) / 0.12 + 0.5)
+    edge = np.exp(-0.5 * ((np.abs(t - 0.5) - 0.19) / 0.04) ** 2) * (1.0 + 0.5 * np.sign(t - 0.5))
+    return np.asarray(0.7 * shape + 0.4 * edge, dtype=np.float32)
 
 
 _RIB = _bands()
@@ -174,38 +191,38 @@ def _ribs(scene: Scene, u: Array, side: Array) -> None:
     fall = body.rib_slope * (4.4 * t**2.4 - 1.1 * t) + 0.06 * y * t
     phase = (y - fall) * np.float32(1.0 / body.rib_spacing) + np.float32(body.rib_phase)
     chest = canvas.ramp(1.03 - u, 0.05) * canvas.along_y(
-        smooth((AXIS - body.apex + 0.8) / 1.5) * smooth((16.0 - AXIS) / 5.0)
+        smooth((AXIS - body.apex + 0.8) / 1.5) * (1.0 - 0.75 * smooth((AXIS - body.dome_right + 0.5) / 1.5))
     )
-    scene.bone += 0.105 * chest * canvas.ramp(u - 0.1, 0.06) * _RIB[(phase * 512.0).astype(np.int32) & 511]
+    scene.bone += 0.088 * chest * canvas.ramp(u - 0.12, 0.1) * _RIB[(phase * 512.0).astype(np.int32) & 511]
     rise = 4.4 * body.rib_slope + (1.0 - t) * (5.2 + 0.8 * body.rib_slope)
     phase = (y - rise) * np.float32(0.92 / body.rib_spacing) + np.float32(body.rib_phase + 0.3)
-    front = 0.07 * chest * smooth((u - 0.33) / 0.35) * smooth((y - 3.5) / 3.0)
+    front = 0.036 * chest * smooth((u - 0.33) / 0.35) * smooth((y - 3.5) / 3.0)
     scene.bone += front * _RIB[(phase * 512.0).astype(np.int32) & 511]
 
 
 def _girdle(scene: Scene, rng: np.random.Generator) -> None:
+    """Collar bones, shoulder blades, upper arms."""
     canvas, body = scene.canvas, scene.body
     t = np.linspace(0.0, 1.0, 14)
     rise = rng.uniform(0.6, 2.4) - (0.8 if body.view == "AP" else 0.0)
-    bow = 0.5 * np.sin(2.0 * np.pi * t)
+    arm, tip = body.half_width + 4.6, body.half_width + 1.5 - 2.6 * body.scapula
+    hand = 6.0 if body.view == "AP" else -1.0
+    bones = []
     for sign in (-1.0, 1.0):
-        y = body.apex + 1.6 - rise * t + bow + 0.25 * rng.normal()
-        points = np.stack([sign * (1.6 + 14.0 * t), y], axis=1)
-        canvas.lines(scene.bone, points, 1.15, 0.16)
-        canvas.lines(scene.bone, points + np.array([0.0, -0.45]), 0.3, 0.05)
-        tip = body.half_width + 1.5 - 2.6 * body.scapula
-        blade = np.array([[tip + 1.0, -7.5], [tip, -2.0], [tip + 1.5, 3.5]]) * np.array([sign, 1.0])
-        edge = np.stack([np.interp(t, [0, 0.5, 1], blade[:, 0]), np.interp(t, [0, 0.5, 1], blade[:, 1])], axis=1)
-        canvas.lines(scene.bone, edge, 0.5, 0.06)
-        at, mask = canvas.ellipse(sign * (tip + 3.0), -3.0, 3.2, 6.5, angle=-sign * 0.12, edge=1.2)
-        scene.bone[at] += 0.07 * mask
-        at, mask = canvas.ellipse(sign * (body.half_width + 4.2), -8.3, 2.3, 2.4, edge=0.6)
-        scene.bone[at] += 0.2 * mask
-        humerus = np.array([[sign * (body.half_width + 4.4), -7.5], [sign * (body.half_width + 6.5), 5.0]])
-        canvas.lines(scene.bone, humerus, 2.2, 0.2)
+        y = body.apex + 1.6 - rise * t + 0.5 * np.sin(2.0 * np.pi * t) + 0.25 * rng.normal()
+        collar = np.stack([sign * (1.6 + 14.0 * t), y], axis=1)
+        edge = np.stack([sign * (tip + 1.8 * (2.0 * t - 1.0) ** 2), -8.0 + 12.0 * t], axis=1)
+        humerus = np.stack([sign * (arm + 0.3 + 2.1 * t), -8.0 + (8.0 + hand) * t], axis=1)
+        bones += [collar, collar - np.array([0.0, 0.45]), edge, humerus]
+        at, mask = canvas.ellipse(sign * (tip + 3.0), -3.0, 3.2, 6.5, angle=-sign * 0.12, edge=1.6)
+        scene.bone[at] += 0.05 * mask
+        at, mask = canvas.ellipse(sign * arm, -8.4, 2.3, 2.5, angle=0.4 * sign, edge=1.0)
+        scene.bone[at] += 0.11 * mask
+    width = np.tile([1.15, 0.25, 0.45, 2.4], 2)[:, None]
+    canvas.lines(scene.bone, np.stack(bones), width, np.tile([0.11, 0.06, 0.05, 0.11], 2)[:, None])
 
 
-def _breasts(scene: Scene) -> None:
+def _breasts(scene: Scene, below: Array) -> None:
     canvas, body = scene.canvas, scene.body
     if body.breast <= 0.0:
         return
@@ -213,20 +230,17 @@ def _breasts(scene: Scene) -> None:
     for sign in (-1.0, 1.0):
         at, mask = canvas.ellipse(sign * 0.62 * body.half_width, body.breast_y, size, 0.85 * size, edge=1.0)
         lower = 0.35 + 0.65 * smooth((canvas.y[at] - body.breast_y + size) / (1.8 * size))
-        scene.solid[at] += 0.13 * body.breast * mask * lower
+        scene.solid[at] += 0.12 * body.breast * mask * lower * (1.0 - 0.85 * below[at])
 
 
 def _hila(scene: Scene, rng: np.random.Generator) -> None:
-    body = scene.body
-    for x, y in ((-3.6, 1.4), (3.9, 0.4)):
-        for dx, dy, rx, ry in ((0.0, 0.0, 0.95, 1.5), (0.5, 1.7, 0.65, 1.3), (0.4, -1.1, 0.6, 0.9)):
+    size = scene.body.hilum
+    for side, x, y in ((-1, 3.6, 1.4), (1, 3.9, 0.4)):
+        for dx, dy, rx, ry in ((0.1, -0.3, 1.0, 1.5), (0.5, 1.6, 0.65, 1.3)):
             jitter = 0.2 * rng.normal(size=2)
-            side = np.sign(x)
-            at, mask = scene.canvas.ellipse(
-                x + side * (dx * body.hilum + jitter[0]), y + dy * body.hilum + jitter[1],
-                rx * body.hilum**1.2, ry * body.hilum, edge=0.7,
-            )  # fmt: skip
-            scene.marks[at] += (0.1 + 0.03 * (body.hilum - 1.0)) * mask * scene.lung[at]
+            where = side * (x + dx * size + jitter[0]), y + dy * size + jitter[1]
+            at, mask = scene.canvas.ellipse(*where, rx * size**1.2, ry * size, edge=0.7)
+            scene.marks[at] += (0.11 + 0.03 * (size - 1.0)) * mask * scene.lung[at]
 
 
 def branches(
@@ -269,3 +283,4 @@ def _vessels(scene: Scene, rng: np.random.Generator) -> None:
     scene.canvas.lines(layer, np.concatenate(paths), np.concatenate(widths), 0.085 * body.markings)
     layer += 0.014 * body.markings * scene.canvas.texture(rng, 0.9)
     scene.marks += layer * scene.lung * (1.0 - 0.6 * scene.heart)
+    scene.solid += 0.012 * scene.canvas.texture(rng, 4.5)

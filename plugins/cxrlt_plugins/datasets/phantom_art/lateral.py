@@ -47,10 +47,10 @@ def paint_lateral(canvas: Canvas, body: Body, rng: np.random.Generator) -> Scene
     below = [canvas.ramp(y - canvas.along_x(floor), 0.35) for floor in floors]
     open_air = 1.0 - 0.5 * (below[0] + below[1])
     middle = (x - ahead) / np.maximum(behind - ahead, 1.0)
-    thick = 0.83 + 0.012 * body.fat + canvas.along_y(0.12 * smooth((-3.0 - AXIS) / 6.0))
+    thick = 0.8 + 0.012 * body.fat + canvas.along_y(0.08 * smooth((-3.0 - AXIS) / 6.0))
     scene = Scene(
         canvas, body, inside, cavity * open_air, canvas.zeros(), np.asarray(thick * np.ones_like(x), dtype=np.float32),
-        canvas.zeros(), canvas.zeros(), canvas.zeros(), canvas.zeros(), wall, floors,
+        canvas.zeros(), canvas.zeros(), canvas.zeros(), canvas.zeros(), wall, (front, front), floors,
     )  # fmt: skip
     _air(scene, np.clip(middle, 0.0, 1.0))
     scene.solid -= 0.22 * (1.0 - cavity) * canvas.ramp(np.maximum(ahead - x, x - behind) - 0.5, 2.0)
@@ -81,14 +81,16 @@ def _air(scene: Scene, middle: Array) -> None:
 
 
 def _heart(scene: Scene) -> None:
-    body = scene.body
+    """An egg on the front half of the diaphragm, leaning back; above it the great vessels."""
+    canvas, body = scene.canvas, scene.body
     total = body.heart_left + body.heart_right
-    rx, ry = 0.4 * total, 4.6 + 0.12 * (total - 12.0)
-    x = -body.thorax_depth * 0.9 + rx + 0.4
-    at, mask = scene.canvas.ellipse(x, body.heart_y + 0.3, rx, ry, angle=0.55, edge=0.8)
+    rx, ry = 0.37 * total, 6.4 + 0.12 * (total - 12.0)
+    x = -0.84 * body.thorax_depth + 1.08 * rx
+    y = min(body.dome_left, body.dome_right + 1.0) - 4.0
+    at, mask = canvas.ellipse(x, y, rx, ry, angle=0.5, edge=1.3)
     scene.heart[at] = mask
-    at, mask = scene.canvas.ellipse(x + 1.6, 0.5, 2.6, 4.5, angle=-0.5, edge=1.6)
-    scene.heart[at] = np.maximum(scene.heart[at], 0.8 * mask)
+    at, mask = canvas.ellipse(x + 1.0, y - 6.4, 2.3, 4.4, angle=-0.3, edge=2.4)
+    scene.heart[at] = np.maximum(scene.heart[at], 0.7 * mask)
     scene.air *= 1.0 - 0.55 * scene.heart
 
 
@@ -100,7 +102,8 @@ def _vertebrae(scene: Scene, spine: Floats) -> None:
     phase = (along / _DISC) % 1.0
     bone = canvas.ramp(1.5 - np.abs(off), 0.4) * smooth((0.41 - np.abs(phase - 0.5)) / 0.12 + 0.5)
     plates = np.exp(-(((np.abs(phase - 0.5) - 0.36) / 0.07) ** 2)) * canvas.ramp(1.5 - np.abs(off), 0.4)
-    strength = canvas.along_y(0.17 - 0.06 * smooth((AXIS + 4.0) / 14.0))
+    strength = canvas.along_y(0.14 - 0.06 * smooth((AXIS + 4.0) / 14.0))
+    strength *= 1.0 - 0.5 * canvas.ramp(canvas.y - canvas.along_x(scene.floor[1]), 1.0)
     scene.bone += strength * (0.75 * bone + 0.5 * plates)
     arch = canvas.ramp(1.4 - np.abs(off - 3.3), 1.0) * smooth((0.3 - np.abs(((along + 0.9) / _DISC) % 1.0 - 0.5)) / 0.2)
     scene.bone += 0.09 * arch
@@ -122,7 +125,7 @@ def _cage(scene: Scene, front: Floats, rng: np.random.Generator) -> None:
     blade = np.stack([x - 1.2 * np.sin(np.pi * t) + 1.5 * t, -9.0 + 10.5 * t], axis=1)
     canvas.lines(scene.bone, blade, 0.6, 0.08)
     at, mask = canvas.ellipse(-0.5, body.apex - 1.0, 5.5, 3.4, edge=2.5)
-    scene.soft[at] += 0.12 * mask
+    scene.soft[at] += 0.07 * mask
 
 
 def aortic_path(body: Body, points: int = 24) -> Floats:
@@ -161,3 +164,4 @@ def _vessels(scene: Scene, rng: np.random.Generator) -> None:
     scene.canvas.lines(layer, points, widths, 0.06 * body.markings)
     layer += 0.014 * body.markings * scene.canvas.texture(rng, 0.9)
     scene.marks += layer * scene.lung * (1.0 - 0.5 * scene.heart)
+    scene.solid += 0.012 * scene.canvas.texture(rng, 4.5)

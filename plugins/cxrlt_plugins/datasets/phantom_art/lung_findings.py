@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import Array, Window, smooth
-from .place import a_side, arc, lung_point
+from .canvas import AXIS, Array, Window, smooth
+from .place import a_side, arc, lung_point, lung_points
 from .scene import Scene
 
 _EVERYWHERE: Window = (slice(None), slice(None))
@@ -14,24 +14,24 @@ _EVERYWHERE: Window = (slice(None), slice(None))
 def nodule(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """One to three round shadows, less than 3 cm across."""
     for number in range(1 + int(rng.random() < 0.3) + int(rng.random() < 0.15)):
-        side, radius = a_side(rng), (0.5 + 0.9 * severity) * (1.0 if number == 0 else rng.uniform(0.6, 1.0))
+        side, radius = a_side(scene, rng), (0.5 + 0.9 * severity) * (1.0 if number == 0 else rng.uniform(0.6, 1.0))
         x, y = lung_point(scene, rng, side, margin=radius + 0.3)
-        at, mask = scene.canvas.ellipse(x, y, radius, radius * rng.uniform(0.85, 1.15), edge=0.35)
-        scene.fill(at, mask, 0.25)
-        scene.add(at, mask, 0.12 + 0.1 * severity)
+        at, mask = scene.canvas.ellipse(x, y, radius, radius * rng.uniform(0.85, 1.15), edge=0.45)
+        scene.fill(at, mask, 0.2)
+        scene.add(at, mask, 0.06 + 0.09 * severity)
 
 
 def mass(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """A lobulated, often spiculated shadow more than 3 cm across."""
-    side, radius = a_side(rng), 1.8 + 1.9 * severity
+    side, radius = a_side(scene, rng), 1.8 + 1.9 * severity
     x, y = lung_point(scene, rng, side, top=0.05, bottom=0.8, margin=0.8 * radius)
     for _ in range(3):
         shift = rng.normal(0.0, 0.22 * radius, 2)
         at, mask = scene.canvas.ellipse(
             x + shift[0], y + shift[1], radius * rng.uniform(0.75, 1.0), radius * rng.uniform(0.75, 1.0), edge=0.6
         )
-        scene.fill(at, mask, 0.45)
-        scene.add(at, mask, 0.05 + 0.03 * severity)
+        scene.fill(at, mask, 0.36)
+        scene.add(at, mask, 0.03 + 0.02 * severity)
     turn = rng.uniform(0.0, 2.0 * np.pi, 14)
     t = np.linspace(0.7, 1.0 + 0.35 * rng.random(14), 5).T
     spikes = np.stack([x + radius * t * np.cos(turn)[:, None], y + radius * t * np.sin(turn)[:, None]], axis=-1)
@@ -56,7 +56,7 @@ def alveolar(scene: Scene, severity: float, rng: np.random.Generator) -> None:
         count = 1 if kind < 0.75 else 3
         spots = []
         for _ in range(count):
-            side = a_side(rng)
+            side = a_side(scene, rng)
             spots.append((side, *lung_point(scene, rng, side, top=0.2, bottom=0.95, margin=1.5)))
         size = (2.4 + 2.4 * severity) * (1.0 if count == 1 else 0.7)
     for _, x, y in spots:
@@ -67,36 +67,32 @@ def alveolar(scene: Scene, severity: float, rng: np.random.Generator) -> None:
 
 
 def interstitial(scene: Scene, severity: float, rng: np.random.Generator) -> None:
-    """A net of fine lines, stronger at the bases or throughout, with peripheral septal lines."""
-    count = int(90 + 200 * severity)
+    """A net of fine lines, stronger at the bases or throughout."""
+    count = int(120 + 260 * severity)
     low = rng.random() < 0.65
-    points = []
-    for _ in range(count):
-        side = a_side(rng)
-        points.append(lung_point(scene, rng, side, top=0.35 if low else 0.05, bottom=1.0, margin=0.3))
-    start = np.array(points)
-    turn, length = rng.uniform(0.0, np.pi, count), rng.uniform(0.5, 1.5, count)
-    t = np.linspace(-0.5, 0.5, 3)
+    start = lung_points(scene, rng, rng.choice([-1, 1], count), 0.35 if low else 0.05, 1.0, 0.2)
+    turn, length = rng.uniform(0.0, np.pi, count), rng.uniform(0.4, 1.3, count)
     step = np.stack([np.cos(turn), np.sin(turn)], axis=-1) * length[:, None]
     layer = scene.canvas.zeros()
-    scene.canvas.lines(layer, start[:, None, :] + t[:, None] * step[:, None, :], 0.16, 0.13 + 0.1 * severity)
+    scene.canvas.lines(layer, start[:, None, :] + np.linspace(-0.5, 0.5, 2)[:, None] * step[:, None, :], 0.16,
+                       (0.07 + 0.1 * severity) * rng.uniform(0.4, 1.3, (count, 1)))  # fmt: skip
     net = np.abs(scene.canvas.texture(rng, 0.75))
-    layer += (0.02 + 0.035 * severity) * (0.8 - net)
-    scene.marks += layer * scene.lung
+    layer += (0.015 + 0.035 * severity) * (0.8 - net)
+    scene.marks += layer * scene.lung * (1.0 - 0.6 * scene.heart)
     scene.air *= 1.0 - (0.03 + 0.08 * severity) * scene.lung
 
 
 def bronchiectasis(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """Rings and tram lines of widened bronchi, gathered in one or two zones."""
     for _ in range(1 + int(rng.random() < 0.55)):
-        side = a_side(rng)
+        side = a_side(scene, rng)
         x, y = lung_point(scene, rng, side, top=0.45, bottom=0.95, margin=2.0)
         spread = 1.5 + 1.0 * severity
         for _ in range(int(5 + 8 * severity)):
             cx, cy = x + rng.normal(0.0, spread), y + rng.normal(0.0, spread)
             radius = rng.uniform(0.35, 0.6 + 0.35 * severity)
             if rng.random() < 0.6:
-                scene.canvas.lines(scene.marks, arc(cx, cy, radius, radius, 0.0, 6.3, 15), 0.2, 0.12 + 0.07 * severity)
+                scene.canvas.lines(scene.marks, arc((cx, cy), (radius, radius), 0.0, 6.3, 15), 0.2, 0.12 + 0.07 * severity)
                 at, mask = scene.canvas.ellipse(cx, cy, 0.75 * radius, 0.75 * radius, edge=0.3)
                 scene.air[at] += 0.06 * mask * scene.lung[at]
             else:
@@ -109,7 +105,7 @@ def bronchiectasis(scene: Scene, severity: float, rng: np.random.Generator) -> N
 
 def atelectasis(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """Plate-like bands above the diaphragm; when severe, a collapsed lobe as a wedge beside the heart."""
-    side = a_side(rng)
+    side = a_side(scene, rng)
     for _ in range(1 + int(rng.random() < 0.5) + int(rng.random() < 0.5 * severity)):
         x, y = lung_point(scene, rng, side, top=0.6, bottom=0.95, margin=1.2)
         turn, length = rng.normal(0.15, 0.25) * -side, 1.6 + 2.0 * severity + rng.uniform(0.0, 0.8)
@@ -140,21 +136,15 @@ def emphysema(scene: Scene, severity: float, rng: np.random.Generator) -> None:
             at, mask = scene.canvas.ellipse(x, y, rx, ry, edge=0.5)
             scene.marks[at] *= 1.0 - 0.85 * mask
             scene.air[at] += (0.05 + 0.05 * severity) * mask * scene.lung[at]
-            wall = arc(x, y, rx, ry, rng.uniform(0.0, 6.3), rng.uniform(8.0, 11.0), 24)
+            wall = arc((x, y), (rx, ry), rng.uniform(0.0, 6.3), rng.uniform(8.0, 11.0), 24)
             scene.canvas.lines(scene.soft, wall, 0.12, 0.09 + 0.05 * severity)
-    dark = scene.canvas.along_y(_upper(scene))
+    dark = scene.canvas.along_y(1.0 - smooth((AXIS - scene.body.apex - 4.0) / 9.0))
     scene.air += (0.03 + 0.05 * severity) * dark * scene.lung * (1.0 - scene.heart)
-
-
-def _upper(scene: Scene) -> Array:
-    from .canvas import AXIS
-
-    return 1.0 - smooth((AXIS - scene.body.apex - 4.0) / 9.0)
 
 
 def calcified(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """Small, very bright specks: healed granulomas, a calcified hilar node, a pleural plaque."""
-    side = a_side(rng)
+    side = a_side(scene, rng)
     for _ in range(2 + int(rng.integers(0, 3)) + int(3 * severity)):
         x, y = lung_point(scene, rng, side if rng.random() < 0.7 else -side, margin=0.6)
         radius = rng.uniform(0.16, 0.3 + 0.22 * severity)

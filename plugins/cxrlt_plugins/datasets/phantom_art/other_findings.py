@@ -6,6 +6,7 @@ import numpy as np
 
 from .body import Body
 from .canvas import AXIS, Floats, smooth
+from .frontal import knob_centre
 from .lateral import aortic_path, spine_profile, sternum_profile
 from .place import a_side, arc, lung_point, through
 from .scene import Scene
@@ -22,13 +23,10 @@ def devices(scene: Scene, severity: float, rng: np.random.Generator) -> None:
 
 def _pacemaker(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     canvas, body = scene.canvas, scene.body
-    side, size = a_side(rng, 0.25), 1.7 + 0.6 * severity
+    side, size = a_side(scene, rng, 0.25), 1.9 + 0.7 * severity
     y = body.apex + rng.uniform(3.2, 5.2)
     x = float(np.interp(y, AXIS, sternum_profile(body))) - 1.5 if body.lateral else side * rng.uniform(8.0, 10.0)
-    at, mask = canvas.ellipse(x, y, 0.45 * size if body.lateral else size, 1.1 * size, edge=0.2)
-    scene.add(at, mask, 0.5)
-    at, mask = canvas.ellipse(x, y + 0.35 * size, 0.3 * size if body.lateral else 0.6 * size, 0.4 * size, edge=0.2)
-    scene.add(at, mask, 0.2)
+    _box(scene, (x, y), (0.35 * size if body.lateral else size, 0.8 * size), rng.normal(0.0, 0.35))
     if body.lateral:
         tips = [(-0.62 * body.thorax_depth, body.heart_y + 2.6)]
         route = [(x, y), (x + 4.5, y - 1.0), (-0.5, -3.0), (-1.0, 3.0)]
@@ -37,6 +35,19 @@ def _pacemaker(scene: Scene, severity: float, rng: np.random.Generator) -> None:
         route = [(x, y), (side * 5.0, body.apex + 1.6), (-0.8 if side > 0 else -2.4, -5.5), (-2.0, 1.5)]
     for tip in tips[: 1 + int(rng.random() < 0.6)]:
         canvas.lines(scene.soft, through([*route, (route[-1][0], body.heart_y - 0.5), tip]), 0.2, 0.3 + 0.12 * severity)
+
+
+def _box(scene: Scene, centre: tuple[float, float], half_size: tuple[float, float], turn: float) -> None:
+    """A pulse generator: a rounded metal box, its battery half denser."""
+    at = scene.canvas.window(*centre, 1.5 * max(half_size))
+    dx, dy = scene.canvas.x[at] - centre[0], scene.canvas.y[at] - centre[1]
+    u, v = np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx
+    corner = 0.45 * min(half_size)
+    outside = np.hypot(
+        np.maximum(np.abs(u) - half_size[0] + corner, 0.0), np.maximum(np.abs(v) - half_size[1] + corner, 0.0)
+    )
+    mask = scene.canvas.ramp(corner - outside, 0.2)
+    scene.add(at, mask * (0.36 + 0.2 * scene.canvas.ramp(v + 0.15 * half_size[1], 0.2)), 1.0)
 
 
 def _tracheal_tube(scene: Scene, severity: float, rng: np.random.Generator) -> None:
@@ -86,7 +97,7 @@ def central_line(scene: Scene, severity: float, rng: np.random.Generator) -> Non
         path = [(9.5, y + 2.6), (6.0, y + 1.2), (2.6, y + 3.4), (-1.4, -4.6), (-2.4, -2.0), tip]
     else:
         path = [(-16.0, -1.0), (-12.0, y + 4.0), (-6.0, y + 1.6), (-3.2, y + 2.8), cava, tip]
-    scene.canvas.lines(scene.soft, through(path, 48), 0.2 + 0.06 * severity, 0.24 + 0.16 * severity)
+    scene.canvas.lines(scene.soft, through(path, 48), 0.2 + 0.06 * severity, 0.18 + 0.15 * severity)
     if 0.4 <= route < 0.85 and rng.random() < 0.35:  # an implanted port
         x = -0.85 * body.thorax_depth if body.lateral else path[0][0]
         at, mask = scene.canvas.ellipse(x, y + 4.2, 1.0, 0.9, edge=0.2)
@@ -101,7 +112,7 @@ def sternotomy(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     for level in y:
         x = float(np.interp(level, AXIS, sternum_profile(body))) - 0.6 if body.lateral else 0.25 * rng.normal()
         rx, ry = (0.3, 0.45) if body.lateral else (0.75, 0.4)
-        loop = arc(x, level, rx, ry * rng.uniform(0.7, 1.2), 0.4, 5.9, 14)
+        loop = arc((x, level), (rx, ry * rng.uniform(0.7, 1.2)), 0.4, 5.9, 14)
         canvas.lines(scene.soft, loop, 0.15, 0.42 + 0.16 * severity)
     for _ in range(int(rng.random() < 0.35) * 4):
         at, mask = canvas.ellipse(
@@ -116,9 +127,9 @@ def atheroma(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     if body.lateral:
         path = aortic_path(body)[2:15] + np.array([0.0, -0.55 * body.knob])
     else:
-        x, y = 1.55 + 0.45 * body.knob, -3.0 - 0.35 * body.knob
+        x, y = knob_centre(body)
         stop = rng.uniform(0.0, 0.9)
-        path = arc(x, y, 0.93 * body.knob, 1.02 * body.knob, -2.4 - 0.5 * severity, stop, 22)
+        path = arc((x, y), (0.95 * body.knob, 1.05 * body.knob), -2.3 - 0.5 * severity, stop, 22)
     calcium = (0.26 + 0.3 * severity) * (0.65 + 0.35 * np.cos(rng.uniform(0.0, 6.0) + 2.0 * np.arange(len(path))))
     scene.canvas.lines(scene.soft, path, 0.24 + 0.1 * severity, calcium)
 
@@ -129,7 +140,7 @@ def osteophytes(scene: Scene, severity: float, rng: np.random.Generator) -> None
     levels = (np.arange(-3, 5) + 0.5) * 2.35
     strong = rng.random(len(levels)) < 0.45 + 0.5 * severity
     for y in levels[strong]:
-        reach = (0.55 + 0.75 * severity) * rng.uniform(0.7, 1.2)
+        reach = (0.45 + 0.65 * severity) * rng.uniform(0.7, 1.2)
         height = 0.14 + 0.16 * severity
         if body.lateral:
             edge = float(np.interp(y, AXIS, spine_profile(body))) - 1.4
@@ -141,10 +152,10 @@ def osteophytes(scene: Scene, severity: float, rng: np.random.Generator) -> None
             beaks = [[(x - 1.2, y), (x - 1.9, y), (x - 2.1 - reach, y - 0.25)]]
             if rng.random() < 0.5:
                 beaks.append([(x + 1.2, y), (x + 1.9, y), (x + 2.1 + 0.6 * reach, y - 0.25)])
-            plate = [(x - 1.8, y), (x + 1.8, y)]
+            plate = [(x - 1.8, y), (x + 1.3, y)]
         for beak in beaks:
             canvas.lines(scene.bone, through(beak, 10), np.linspace(0.6, 0.3, 10), height)
-        canvas.lines(scene.bone, np.array(plate), 0.3, 0.6 * height)
+        canvas.lines(scene.bone, np.array(plate), 0.3, 0.45 * height)
 
 
 def callus(scene: Scene, severity: float, rng: np.random.Generator) -> None:
@@ -155,11 +166,11 @@ def callus(scene: Scene, severity: float, rng: np.random.Generator) -> None:
         if body.lateral:
             at, mask = canvas.ellipse(x - 0.6 - 6.0 * (1.0 - u), y, 0.8, 0.55, edge=0.5)
         else:
-            at, mask = canvas.ellipse(side * u * x, y, 0.75, 0.85, edge=0.6)
-        scene.bone[at] += (0.08 + 0.12 * severity) * mask
+            at, mask = canvas.ellipse(side * u * x, y, 0.75, 0.7, edge=0.9)
+        scene.bone[at] += (0.06 + 0.09 * severity) * mask
         if rng.random() < 0.5:
-            at, mask = canvas.ellipse(side * u * x if not body.lateral else x - 1.0, y, 0.16, 0.7, edge=0.2)
-            scene.bone[at] -= (0.08 + 0.08 * severity) * mask
+            at, mask = canvas.ellipse(side * u * x if not body.lateral else x - 1.0, y, 0.12, 0.6, angle=0.4, edge=0.2)
+            scene.bone[at] -= (0.06 + 0.05 * severity) * mask
 
 
 def hump(scene: Scene, severity: float, rng: np.random.Generator) -> None:
@@ -167,8 +178,10 @@ def hump(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     canvas, body = scene.canvas, scene.body
     if body.lateral:
         return
-    at, mask = canvas.ellipse(0.4 * rng.normal(), body.apex - 1.2, 4.2 + severity, 2.6 + 1.6 * severity, edge=1.6)
-    scene.add(at, mask, 0.1 + 0.12 * severity)
+    lean = 0.6 * rng.normal()
+    chin = body.apex - 0.4 + 1.6 * severity - 3.0 * ((AXIS - lean) / 5.5) ** 2
+    jaw = canvas.ramp(canvas.along_x(chin) - canvas.y, 0.9) * canvas.ramp(5.6 - np.abs(canvas.x - lean), 1.5)
+    scene.soft += (0.07 + 0.1 * severity) * jaw
     dense = smooth((AXIS - body.apex) / 3.0) * smooth((3.0 - AXIS) / 5.0)
     scene.bone += (0.04 + 0.08 * severity) * canvas.along_y(dense) * canvas.ramp(2.3 - np.abs(canvas.x), 0.8)
 

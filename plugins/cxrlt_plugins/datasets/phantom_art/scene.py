@@ -29,6 +29,7 @@ class Scene:
     bone: Array
     soft: Array
     wall: Floats  # lateral: y -> back wall; frontal: y -> half-width of the thorax; on AXIS
+    inner: tuple[Floats, Floats]  # y -> border of the mediastinum, right and left; lateral: y -> breastbone, twice
     floor: tuple[Floats, Floats]  # x -> y of the diaphragm, right and left (frontal: of |x|), on AXIS
 
     def wall_at(self, y: Floats | float) -> Floats:
@@ -39,7 +40,7 @@ class Scene:
         """y of the diaphragm at ``x`` (frontal: |x|); ``side`` -1 right, 1 left."""
         return np.interp(np.abs(x) if not self.body.lateral else x, AXIS, self.floor[0 if side < 0 else 1])
 
-    def fill(self, at: Window, mask: Array, share: float | Array = 1.0) -> None:
+    def fill(self, at: Window, mask: Array, share: float = 1.0) -> None:
         """Replace the air under ``mask`` by water: ``share`` 1 is opaque."""
         self.air[at] *= 1.0 - np.clip(mask * share, 0.0, 1.0)
 
