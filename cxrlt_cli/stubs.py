@@ -1,0 +1,65 @@
+"""How every command behaves: ``--json``, ``--quiet``, ``--verbose``, events, results and errors."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from cxrlt_cli.events import Result
+from cxrlt_cli.failure import exit_on_errors
+
+_SHARED = {
+    "as_json": Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and the result only.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show details, and tracebacks of errors.")],
+}
+
+Stub = Callable[..., Result]
+
+
+def group(**settings: Any) -> typer.Typer:
+    """A group of commands with plain help: rich panels take three times as long and break in pipes."""
+    return typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, **settings
+    )
+
+
+def command(where: typer.Typer, name: str) -> Callable[[Stub], Stub]:
+    """Register a stub ``(emit, ...) -> Result`` as the command ``name``."""
+
+    def register(stub: Stub) -> Stub:
+        where.command(name)(shown(stub))
+        return stub
+
+    return register
+
+
+def shown(stub: Stub) -> Callable[..., None]:
+    """A stub as Typer wants it: without ``emit``, with the options that all commands share.
+
+    It shows the stub's events and its result, and ends the process with one message where an error escapes.
+    """
+
+    @functools.wraps(stub)
+    def run(*, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+        with exit_on_errors(verbose):
+            from cxrlt_cli.console import Console
+
+            with Console(quiet=quiet, verbose=verbose, as_json=as_json) as console:
+                console.show(stub(console.emit, **options))
+            sys.stdout.flush()
+
+    own = list(inspect.signature(stub, eval_str=True).parameters.values())[1:]
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in _SHARED.items()
+    ]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect.signature
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
