@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .contracts import ClassStats
-from .errors import DataError, RunError
+from cxrlt_cli.contracts import ClassStats
+from cxrlt_cli.errors import DataError, RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +29,9 @@ FORMAT = 1
 
 LOGIT = ".logit"
 
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -37,6 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
+        part.chmod(0o666 & ~_UMASK)  # safetensors makes its files private
         _flush(part)
         os.replace(part, path)
         _flush(path.parent)

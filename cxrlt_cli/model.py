@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from .artifacts import ModelCard, read_card, replacing
-from .contracts import Backbone, ClassStats
-from .errors import RunError
-from .registry import build
+from cxrlt_cli.artifacts import ModelCard, read_card, replacing
+from cxrlt_cli.contracts import Backbone, ClassStats
+from cxrlt_cli.errors import RunError
+from cxrlt_cli.registry import build
 
 if TYPE_CHECKING:
-    from .recipe.schema import Model
+    from cxrlt_cli.recipe.schema import Model
 
 
 class Classifier(nn.Module):
@@ -141,5 +141,3 @@ def build_from_card(card: ModelCard) -> Classifier:
     backbone = build("backbones", options, card.in_chans, card.image_size)
     head = build("heads", card.head, cast("Backbone", backbone).width, card.stats)
     return Classifier(cast("nn.Module", backbone), cast("nn.Module", head), card.in_chans)
-
-

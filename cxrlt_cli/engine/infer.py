@@ -1,0 +1,171 @@
+"""Images to logits, over all processes, each image exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cxrlt_cli.contracts import TestTimeAugmentation, View
+from cxrlt_cli.data.batches import Images, batches, to_unit
+from cxrlt_cli.engine.distributed import World, gather_rows, my_rows
+from cxrlt_cli.events import Advanced, Emit, Finished, Started, silent
+from cxrlt_cli.posterior import Link
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+IDENTITY = View("identity", lambda images: images)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How the network is run.
+
+    Attributes:
+        device: where.
+        size: side of the images the network sees, in pixels.
+        batch_size: images a forward pass, per process.
+        precision: autocast type.
+        stage: name of the stage in progress events.
+    """
+
+    device: torch.device
+    size: int
+    batch_size: int
+    precision: Precision = "fp32"
+    stage: str = "predict"
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """The autocast context of a precision; nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def infer(
+    model: nn.Module,
+    images: Images,
+    rows: npt.NDArray[np.int64],
+    setting: Setting,
+    *,
+    views: Sequence[View] = (IDENTITY,),
+    world: World | None = None,
+    emit: Emit = silent,
+) -> npt.NDArray[np.float32]:
+    """Logits of images, view by view.
+
+    Args:
+        model: (B, 1, S, S) intensities to logits (B, C); put in evaluation mode here and back afterwards.
+        images: read from.
+        rows: (N,) which images, in the order of the result.
+        setting: device, size, batch size and precision.
+        views: V test-time views.
+        world: the processes that share the work.
+        emit: told about progress by the first process.
+
+    Returns:
+        (V, N, C) float32, on every process.
+    """
+    world = world or World()
+    mine = rows[my_rows(len(rows), world)]
+    say = emit if world.first else silent
+    chunks = [mine[start : start + setting.batch_size] for start in range(0, len(mine), setting.batch_size)]
+    parts: list[Tensor] = []
+    done = 0
+    say(Started(setting.stage, len(rows)))
+    with evaluating(model), closing(batches(images, chunks, pin=setting.device.type == "cuda")) as stream:
+        for batch in stream:
+            parts.append(_forward(model, to_unit(batch, setting.device, setting.size), views, setting))
+            done += len(batch)
+            say(Advanced(setting.stage, min(len(rows), done * world.size)))
+        local = _join(parts, len(views), model, setting)
+    say(Finished(setting.stage))
+    return gather_rows(local, len(rows), world)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which the network is in evaluation mode and nothing is recorded for gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _forward(model: nn.Module, images: Tensor, views: Sequence[View], setting: Setting) -> Tensor:
+    """(n, 1, S, S) -> (V, n, C) float32. One view at a time, so that memory does not grow with their number."""
+    with autocast(setting.precision, setting.device):
+        return torch.stack([model(view.apply(images)).float() for view in views])
+
+
+def _join(parts: list[Tensor], views: int, model: nn.Module, setting: Setting) -> npt.NDArray[np.float32]:
+    """The logits of all batches on the host. They wait on the device until then: fetching one waits for its batch."""
+    if not parts:
+        # A process without rows (fewer images than processes) still has to know C.
+        probe = torch.zeros(1, 1, setting.size, setting.size, device=setting.device)
+        parts = [model(probe).float().expand(views, 1, -1)[:, :0]]
+    joined: npt.NDArray[np.float32] = torch.cat(parts, dim=1).cpu().numpy()
+    return joined
+
+
+def merge(
+    logits: npt.NDArray[np.float32],
+    tta: TestTimeAugmentation,
+    classes: Sequence[str],
+    projections: Sequence[str],
+    link: Link | None,
+) -> npt.NDArray[np.float32]:
+    """Merge the views of every image, in the space the strategy declares, leaving out those that are not valid.
+
+    Args:
+        logits: (V, N, C), the identity first.
+        tta: the strategy.
+        classes: C names.
+        projections: N image views (PA, AP, lateral); empty where unknown, which every view accepts.
+        link: logits to posteriors; None takes them for plain log-odds.
+
+    Returns:
+        (N, C) logits; merged posteriors come back through the link.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    values = logits.astype(np.float64)
+    if tta.space == "posterior":
+        values = np.stack([_posterior(view, link) for view in values])
+    values = np.where(_validity(tta.views, classes, projections), values, np.nan)
+    combine = {"mean": np.nanmean, "median": np.nanmedian, "max": np.nanmax}[tta.merge]
+    merged: npt.NDArray[np.float64] = combine(values, axis=0)
+    if tta.space == "posterior":
+        merged = _logit(merged, link)
+    return merged.astype(np.float32)
+
+
+def _validity(views: Sequence[View], classes: Sequence[str], projections: Sequence[str]) -> npt.NDArray[np.bool_]:
+    valid = np.ones((len(views), len(projections), len(classes)), bool)
+    for index, view in enumerate(views):
+        if view.classes is not None:
+            valid[index] &= np.array([name in view.classes for name in classes])[None, :]
+        if view.projections is not None:
+            valid[index] &= np.array([not name or name in view.projections for name in projections])[:, None]
+    valid[0] = True
+    return valid
+
+
+def _posterior(logits: npt.NDArray[np.float64], link: Link | None) -> npt.NDArray[np.float64]:
+    return link.posterior(logits) if link is not None else 1 / (1 + np.exp(-logits))
+
+
+def _logit(posteriors: npt.NDArray[np.float64], link: Link | None) -> npt.NDArray[np.float64]:
+    clipped = np.clip(posteriors, 1e-12, 1 - 1e-12)
+    log_odds = np.log(clipped) - np.log1p(-clipped)
+    return link.inverse(log_odds) if link is not None else log_odds
