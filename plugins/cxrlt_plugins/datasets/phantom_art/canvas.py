@@ -67,11 +67,11 @@ class Canvas:
         """An empty layer (size, size)."""
         return np.zeros((self.size, self.size), dtype=np.float32)
 
-    def to_pixels(self, points: Floats) -> npt.NDArray[np.float64]:
+    def to_pixels(self, points: Array) -> Array:
         """(..., 2) points in cm -> (..., 2) positions in pixels, column first."""
         x, y = points[..., 0] - self.centre[0], points[..., 1] - self.centre[1]
-        across, down = self._cos * x - self._sin * y, self._sin * x + self._cos * y
-        return (np.stack([across, down], axis=-1) + self.field) * self.scale - 0.5
+        at = np.stack([self._cos * x - self._sin * y, self._sin * x + self._cos * y], axis=-1)
+        return np.asarray((at + self.field) * self.scale - 0.5, dtype=np.float32)
 
     def window(self, x: float, y: float, reach: float) -> Window:
         """The rows and columns within ``reach`` cm of (x, y); empty slices where that lies outside the picture."""
@@ -102,41 +102,42 @@ class Canvas:
             width: full width at half height in cm, broadcast to (..., n).
             amount: height of the profile at the middle of the line, broadcast to (..., n).
         """
-        at = self.to_pixels(np.asarray(points, dtype=np.float64))
-        step = at[..., 1:, :] - at[..., :-1, :]
-        length = np.sqrt(step[..., 0] ** 2 + step[..., 1] ** 2)
-        if not length.size:
+        at = self.to_pixels(np.asarray(points, dtype=np.float32))
+        if at.shape[-2] < 2:
             return
-        wide = np.broadcast_to(np.asarray(width, dtype=np.float64), at.shape[:-1]) * (self.scale / 2.355)
-        height = np.broadcast_to(np.asarray(amount, dtype=np.float64), at.shape[:-1])
-        apart = max(1.1, 1.4 * float(wide.min()))  # pixels between dots: less than 1 % of ripple
-        parts = max(1, int(np.ceil(float(length.max()) / apart)))
-        t = (np.arange(parts) + 0.5) / parts
-        middle = at[..., :-1, None, :] + t[:, None] * step[..., None, :]
-        sigma = wide[..., :-1, None] + t * (wide[..., 1:] - wide[..., :-1])[..., None]
-        high = height[..., :-1, None] + t * (height[..., 1:] - height[..., :-1])[..., None]
-        spread = np.maximum(sigma, 0.55)
-        dots = high * (length[..., None] * (_DOT / parts)) * sigma / (spread * spread)
-        reach = np.ceil(2.3 * spread).astype(np.int32).ravel()
-        for wanted in range(int(reach.min()), int(reach.max()) + 1):
-            chosen = reach == wanted
-            if chosen.any():
-                self._add_dots(layer, middle.reshape(-1, 2)[chosen], spread.ravel()[chosen], dots.ravel()[chosen], wanted)
+        wide = np.broadcast_to(np.asarray(width, dtype=np.float32), at.shape[:-1]) * np.float32(self.scale / 2.355)
+        high = np.broadcast_to(np.asarray(amount, dtype=np.float32), at.shape[:-1])
+        ends = np.concatenate([at, wide[..., None], high[..., None]], axis=-1)
+        first, last = ends[..., :-1, :].reshape(-1, 4), ends[..., 1:, :].reshape(-1, 4)
+        self._add_segments(layer, first, last - first)
 
-    def _add_dots(self, layer: Array, at: Floats, sigma: Floats, height: Floats, reach: int) -> None:
-        border = 2 * reach + 1
-        inside = (at > -reach).all(axis=1) & (at < self.size - 1 + reach).all(axis=1)
-        at, sigma, height = at[inside].astype(np.float32), sigma[inside].astype(np.float32), height[inside]
-        if not len(at):
-            return
+    def _add_segments(self, layer: Array, first: Array, change: Array) -> None:
+        """Dots along segments; the four columns are column, row, deviation (all in pixels) and height."""
+        length = np.hypot(change[:, 0], change[:, 1])
+        apart = np.maximum(1.1, 1.4 * first[:, 2])  # pixels from dot to dot: a ripple of 1 %
+        parts = np.ceil(length / apart).astype(np.int64)
+        owner = np.repeat(np.arange(len(parts)), parts)
+        rank = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
+        t = ((rank + 0.5) / parts[owner]).astype(np.float32)
+        dots = first[owner] + t[:, None] * change[owner]
+        spread = np.maximum(dots[:, 2], 0.55)
+        mass = dots[:, 3] * dots[:, 2] * (length / np.maximum(parts, 1))[owner] * np.float32(_DOT)
+        reach = np.ceil(2.3 * spread).astype(np.int32)
+        seen = ((dots[:, :2] > -2.0) & (dots[:, :2] < self.size + 1.0)).all(axis=1)
+        for wanted in np.unique(reach[seen]):
+            chosen = seen & (reach == wanted)
+            self._add_dots(layer, dots[chosen, :2], spread[chosen], mass[chosen], int(wanted))
+
+    def _add_dots(self, layer: Array, at: Array, sigma: Array, mass: Array, reach: int) -> None:
+        border = reach + 3
         offsets = np.arange(-reach, reach + 1, dtype=np.int32)
         whole = np.rint(at)
         delta = (offsets - (at - whole)[:, :, None]) / sigma[:, None, None]
-        bell = np.exp(-0.5 * delta * delta)
-        values = (height.astype(np.float32)[:, None] * bell[:, 1])[:, :, None] * bell[:, 0][:, None, :]
+        bell = np.exp(np.float32(-0.5) * delta * delta)
+        values = ((mass / (sigma * sigma))[:, None] * bell[:, 1])[:, :, None] * bell[:, 0][:, None, :]
         side = self.size + 2 * border
-        corner = (whole[:, 1].astype(np.int32) + border) * side + whole[:, 0].astype(np.int32) + border
-        cell = corner[:, None] + (offsets[:, None] * side + offsets).ravel()
+        place = whole.astype(np.int32) + border
+        cell = (place[:, 1] * side + place[:, 0])[:, None] + (offsets[:, None] * side + offsets).ravel()
         total = np.bincount(cell.ravel(), weights=values.ravel(), minlength=side * side).reshape(side, side)
         layer += total[border : border + self.size, border : border + self.size]
 
@@ -144,8 +145,10 @@ class Canvas:
         """Smooth random texture (size, size), mean 0 and deviation about 1, its grain ``wavelength`` cm across."""
         cells = int(np.clip(np.ceil(2.0 * self.field / wavelength), 2, self.size)) + 3
         grid = rng.standard_normal((cells, cells), dtype=np.float32)
-        weights = _interpolation(self.size, cells)
-        return weights @ grid @ weights.T
+        first, weights = _interpolation(self.size, cells)
+        rows = sum(weights[tap][:, None] * grid[first + tap] for tap in range(4))  # no BLAS: the same bits, always
+        columns = np.ascontiguousarray(np.asarray(rows).T)
+        return np.asarray(sum(weights[tap][:, None] * columns[first + tap] for tap in range(4)).T)
 
 
 def _cells(values: Array) -> npt.NDArray[np.int32]:
@@ -154,12 +157,11 @@ def _cells(values: Array) -> npt.NDArray[np.int32]:
 
 
 @lru_cache(maxsize=64)
-def _interpolation(size: int, cells: int) -> Array:
-    """(size, cells) weights of a cubic B-spline, scaled to keep the deviation of white noise near 1."""
-    at = (np.arange(size) + 0.5) / size * (cells - 3) + 1.0
-    distance = np.abs(at[:, None] - np.arange(cells)[None, :])
-    near = 2.0 / 3.0 - distance**2 + distance**3 / 2.0
-    far = (2.0 - distance) ** 3 / 6.0
-    weights = np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0))
-    weights /= np.sqrt((weights**2).sum(axis=1).mean())
-    return weights.astype(np.float32)
+def _interpolation(size: int, cells: int) -> tuple[npt.NDArray[np.int64], Array]:
+    """(size,) first of four neighbours and their (4, size) cubic B-spline weights, white noise keeping its deviation."""
+    at = (np.arange(size) + 0.5) / size * (cells - 3)
+    first = at.astype(np.int64)
+    u = at - first
+    weights = np.stack([(1.0 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3])
+    weights /= np.sqrt((weights**2).sum(axis=0).mean())
+    return first, weights.astype(np.float32)

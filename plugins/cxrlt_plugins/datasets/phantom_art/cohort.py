@@ -97,8 +97,8 @@ def _population(seed: int, patients: int) -> _Studies:
     current[:, :, _AGE] = own[:, None, _AGE]
     table = loading_matrix()
     unique = np.sqrt(1.0 - (table**2).sum(axis=1))
-    forever = own[:, :causes] @ table.T + unique * own[:, causes:]
-    passing = current[:, :, :causes] @ table.T + unique * current[:, :, causes:]
+    forever = np.einsum("pk,ck->pc", own[:, :causes], table) + unique * own[:, causes:]
+    passing = np.einsum("psk,ck->psc", current[:, :, :causes], table) + unique * current[:, :, causes:]
     hidden = np.where(lasting, forever[:, None, :], passing)
     portable = 0.6 * current[:, :, _ICU] + 0.8 * now[:, :, -1] > _PORTABLE
     age = np.clip(57.0 + 15.0 * own[:, _AGE] + 6.0 * (who[:, 1] - 0.5), 18.0, 97.0)
@@ -162,8 +162,8 @@ def _thresholds(floor: float, lateral: float) -> _Thresholds:
         level = np.array([NormalDist().inv_cdf(1.0 - q) for q in quantile], dtype=np.float32)
         result = _Thresholds(level, filled, chance)
         truth = _findings(studies, result)
-        found = weight @ truth / total
-        clean = weight @ ~truth.any(axis=1) / total
+        found = np.where(truth, weight[:, None], 0.0).sum(axis=0) / total
+        clean = weight[~truth.any(axis=1)].sum() / total
         quantile = np.clip(quantile * (target + 0.004) / (found + 0.004), 1e-6, 0.5)
         filled = float(np.clip(1.0 - (1.0 - filled) * normal / clean, 0.0, 0.95))
     assert result is not None
