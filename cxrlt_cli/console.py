@@ -111,7 +111,7 @@ class Console:
             self._line(notice.text)
 
     def _line(self, line: str | Text) -> None:
-        self._stderr.print(Text(line) if isinstance(line, str) else line, soft_wrap=True)
+        self._stderr.print(Text(line) if isinstance(line, str) else line)
 
     def _table(self, table: Table) -> None:
         if table.title:

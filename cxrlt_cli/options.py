@@ -161,9 +161,10 @@ def _globals(factory: Callable[..., Any]) -> dict[str, Any]:
     while isinstance(factory, functools.partial):
         factory = factory.func
     inner = inspect.unwrap(factory)
-    if isinstance(inner, type | types.FunctionType):
-        return vars(sys.modules[inner.__module__])
-    return vars(sys.modules[type(inner).__module__])
+    if isinstance(inner, types.FunctionType):
+        return inner.__globals__
+    owner = inner if isinstance(inner, type) else type(inner)
+    return vars(sys.modules[owner.__module__])
 
 
 def _supported(annotation: Any) -> bool:

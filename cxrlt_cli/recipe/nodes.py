@@ -7,6 +7,7 @@ tag and a document that would blow up memory are problems. The text may come fro
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ import yaml
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*|(?=\.[0-9]))(\.[0-9]*)?([eE][-+]?[0-9]+)?")
-_WORDS = {"true": True, "false": False, "null": None, "~": None, "": None, ".nan": float("nan")}
-_WORDS |= {".inf": float("inf"), "+.inf": float("inf"), "-.inf": float("-inf")}
+_WORDS = {"true": True, "false": False, "null": None, "~": None, "": None, ".nan": math.nan}
+_WORDS |= {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf}
+_SPELLINGS = {spelling: value for word, value in _WORDS.items() for spelling in (word, word.upper(), word.title())}
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 1_000_000, 32, 20_000
 
@@ -75,11 +77,10 @@ class Node:
 
 def scalar(text: str) -> bool | int | float | str | None:
     """The value of an unquoted scalar: the core schema of YAML 1.2, but numbers with leading zeros stay text."""
-    word = text.lower() if text in {text.lower(), text.upper(), text.capitalize()} else text
-    if word in _WORDS:
-        return _WORDS[word]
-    if _INT.fullmatch(text):
-        return int(text)
+    if text in _SPELLINGS:
+        return _SPELLINGS[text]
+    if text.lstrip("+-").isdigit():
+        return int(text) if _INT.fullmatch(text) else text
     return float(text) if _FLOAT.fullmatch(text) else text
 
 

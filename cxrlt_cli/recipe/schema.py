@@ -101,7 +101,9 @@ class Optim(Strict):
     lr: Positive = Field(1e-4, description="learning rate of the backbone")
     head_lr: Positive | None = Field(None, description="learning rate of the head; default: lr")
     weight_decay: NotNegative = Field(1e-2, description="not applied to norms and biases")
-    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = Field(default=[0.9, 0.999])
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
+        default=[0.9, 0.999], description="decay of the two moments"
+    )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="each layer's rate is this times the rate of the layer above it"
     )

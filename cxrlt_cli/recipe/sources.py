@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from cxrlt_cli.errors import UsageError
@@ -38,7 +39,8 @@ def locate(source: str | os.PathLike[str], beside: Path | None = None) -> Path:
     """
     text = os.fspath(source)
     path = (beside or Path()) / Path(text).expanduser()
-    if path.is_file() or path.is_fifo() or path.is_char_device():
+    mode = _mode(path)
+    if mode and not stat.S_ISDIR(mode):
         return path
     ours = shipped()
     name = text.removeprefix("./").removeprefix("recipes/").removesuffix(".yml").removesuffix(".yaml")
@@ -69,10 +71,18 @@ def read(path: Path) -> str:
         ) from error
 
 
+def _mode(path: Path) -> int:
+    """What the path is (``st_mode``); 0 when there is nothing, or when nothing can have such a name."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return 0
+
+
 def _missing(text: str, name: str, path: Path, ours: dict[str, Path]) -> UsageError:
-    if path.is_dir():
+    if stat.S_ISDIR(_mode(path)):
         return UsageError(f"'{text}' is a directory, not a recipe.", cure=_offer(ours))
-    files = path.parent.glob("*") if path.parent.is_dir() else ()
+    files = path.parent.glob("*") if stat.S_ISDIR(_mode(path.parent)) else ()
     beside = {file.stem: file.name for file in files if file.suffix in _SUFFIXES}
     near = nearest(path.stem, beside)
     hint = str(Path(text).parent / beside[near]) if near else nearest(name, ours)

@@ -1,0 +1,75 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from cxrlt_cli import registry
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the checkout, or ``$CXRLT_SHARED``; the test is skipped without it."""
+    folder = Path(os.environ.get("CXRLT_SHARED") or REPOSITORY.parent / "shared")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no shared data in {folder} (set CXRLT_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared dataset of 300 phantoms of 32 px, for tests that only read it."""
+    from cxrlt_cli.commands import prepare
+
+    out = tmp_path_factory.mktemp("prepared") / "phantom"
+    prepare.run("phantom", out, size=32, options={"count": 300}, jobs=1)
+    return out
+
+
+Install = Callable[..., Path]
+
+
+def write_distribution(
+    site: Path, name: str, entry_points: str, modules: Mapping[str, str], version: str = "1.0"
+) -> Path:
+    """An installed distribution in ``site``, as an installer would leave it."""
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    for module, source in modules.items():
+        (site / f"{module}.py").write_text(source)
+    return site
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """``install(name, entry_points, {module: source})`` puts a distribution on the path of this process."""
+    site = tmp_path / "site"
+    known = set(sys.modules)
+
+    def put(name: str, entry_points: str, modules: Mapping[str, str] | None = None, version: str = "1.0") -> Path:
+        write_distribution(site, name, entry_points, modules or {}, version)
+        if str(site) not in sys.path:
+            monkeypatch.syspath_prepend(site)
+        registry._scan.cache_clear()
+        return site
+
+    yield put
+    for module in set(sys.modules) - known:
+        if getattr(sys.modules[module], "__file__", None) and str(site) in str(sys.modules[module].__file__):
+            del sys.modules[module]
+    registry._scan.cache_clear()
