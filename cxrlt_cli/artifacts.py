@@ -284,13 +284,9 @@ def _parse_card(text: str | None, path: Path) -> ModelCard:
     try:
         raw = json.loads(text)
         known = {f.name for f in fields(ModelCard)}
-        card = ModelCard(
-            **{
-                key: tuple(value) if key in _TUPLES and value is not None else value
-                for key, value in raw.items()
-                if key in known
-            }
-        )
+        values: dict[str, Any] = {key: value for key, value in raw.items() if key in known}
+        values |= {key: tuple(values[key]) for key in _TUPLES if values.get(key) is not None}
+        card = ModelCard(**values)
     except (ValueError, TypeError, AttributeError) as error:
         raise RunError(f"has a damaged model card: {error}", where=str(path), cure=cure) from error
     if card.format > FORMAT:

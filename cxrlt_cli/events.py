@@ -75,7 +75,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a command hands back: ``data`` for ``--json``, ``blocks`` (tables and paragraphs) for people."""
+    """What a command hands back.
+
+    Attributes:
+        data: for ``--json``.
+        blocks: tables and paragraphs, for people.
+        code: exit code; not 0 when the work was done but part of the input had to be left out.
+    """
 
     data: Mapping[str, object]
     blocks: tuple[Table | str, ...] = ()
+    code: int = 0

@@ -51,7 +51,10 @@ def shown(stub: Stub) -> Callable[..., None]:
             from cxrlt_cli.console import Console
 
             with Console(quiet=quiet, verbose=verbose, as_json=as_json) as console:
-                console.show(stub(console.emit, **options))
+                result = stub(console.emit, **options)
+                console.show(result)
+            if result.code:
+                sys.exit(result.code)
             sys.stdout.flush()
 
     own = list(inspect.signature(stub, eval_str=True).parameters.values())[1:]

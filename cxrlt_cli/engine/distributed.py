@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    control: dist.ProcessGroup | None = None
+    control: Any = None
 
     @property
     def first(self) -> bool:
@@ -120,7 +121,7 @@ def join(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=30))
     try:
-        control = dist.new_group(backend="gloo") if backend == "nccl" else dist.group.WORLD
+        control = dist.new_group(backend="gloo")
         yield World(dist.get_rank(), dist.get_world_size(), local_rank, control), device
     finally:
         dist.destroy_process_group()
@@ -130,6 +131,8 @@ def wrap(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """The network as it is trained: averaged gradients over processes, and joint batch statistics on GPUs."""
     if world.size == 1:
         return model
+    # Depthwise convolutions on a CPU return gradients in another layout; that costs time only, and is said every run.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
@@ -138,7 +141,7 @@ def synchronise_norms(model: nn.Module, world: World, device: torch.device) -> n
     """Batch norms that share statistics over processes; PyTorch has them for GPUs only."""
     if world.size == 1 or device.type != "cuda":
         return model
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return converted
 
 

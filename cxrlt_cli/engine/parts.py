@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -114,6 +113,7 @@ def assemble(job: Job, emit: Emit) -> Parts:
     model = build_classifier(recipe.model, rows.stats, size)
     _start_at_priors(model, recipe, loss, rows.stats, emit)
     model = _placed(model, job)
+    _warn_of_norms(model, job, emit)
     optimizer = build_optimizer(parameter_groups(model.backbone, model.head, recipe.optim), recipe.optim, device)
     return Parts(
         rows=rows,
@@ -134,10 +134,20 @@ def _placed(model: Classifier, job: Job) -> Classifier:
     train = job.recipe.train
     model = cast("Classifier", synchronise_norms(model, job.world, job.device)).to(job.device)
     if train.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
+        model = model.to(memory_format=torch.channels_last)
     if train.compile:
         model.compile()
     return model
+
+
+def _warn_of_norms(model: nn.Module, job: Job, emit: Emit) -> None:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    norms = any(isinstance(module, kinds) for module in model.modules())
+    if norms and job.world.size > 1 and job.device.type == "cpu":
+        text = (
+            "batch norms use the statistics of each process's own images, so weights depend on the number of processes"
+        )
+        emit(Notice(text, "warning"))
 
 
 def seed_everything(seed: int, *, deterministic: bool, device: torch.device) -> None:
@@ -156,12 +166,12 @@ def select_rows(prepared: Prepared, recipe: Recipe) -> Rows:
     Raises:
         DataError: a part is empty, or dev has no positive of any class.
     """
-    options = {"fold": recipe.data.fold, "views": recipe.data.views}
-    train, dev = prepared.rows("train", **options), prepared.rows("dev", **options)
+    fold, views = recipe.data.fold, recipe.data.views
+    train, dev = (prepared.rows(split, fold=fold, views=views) for split in ("train", "dev"))
     for name, rows in (("training", train), ("dev", dev)):
         if len(rows) == 0:
             raise DataError(
-                f"there is no {name} image with {_described(options)}",
+                f"there is no {name} image with {_described(fold=fold, views=views)}",
                 where=str(prepared.path),
                 cure="Prepare the data with `--split dev=0.1` or `--folds 5`, or change data.fold and data.views.",
             )
@@ -175,7 +185,7 @@ def select_rows(prepared: Prepared, recipe: Recipe) -> Rows:
     return Rows(train, dev, labels[train], labels[dev], prepared.stats(train))
 
 
-def _described(options: Mapping[str, object]) -> str:
+def _described(**options: object) -> str:
     chosen = ", ".join(f"data.{key} {value}" for key, value in options.items() if value is not None)
     return chosen or "the default data.fold and data.views"
 

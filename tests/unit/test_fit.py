@@ -1,0 +1,191 @@
+"""Training, killed and continued: the same weights, bit for bit."""
+
+import hashlib
+import json
+import math
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import training
+from safetensors.numpy import load_file
+
+from cxrlt_cli.artifacts import read_card, read_lines, read_predictions
+from cxrlt_cli.data.manifest import load_prepared
+from cxrlt_cli.posterior import read_link
+
+Trained = Callable[..., Path]
+
+
+def digest(run: Path) -> str:
+    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+
+
+def timeless(run: Path) -> list[dict]:
+    rows = read_lines(run / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in {"seconds", "images_per_second"}} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert training.train(training.recipe(phantom), run) == [0]
+    return run
+
+
+STEPS = 7  # an epoch of the tiny recipe: about 240 training images in batches of 32
+
+
+@pytest.mark.parametrize("step", [1, 4, STEPS, STEPS + 3])
+def test_killed_and_continued_it_ends_in_the_same_weights(
+    phantom: Path, whole: Path, tmp_path: Path, step: int
+) -> None:
+    run = tmp_path / "run"
+    assert training.train(training.recipe(phantom), run, kill_at=step) == [-signal.SIGKILL]
+    assert training.train(training.recipe(phantom), run) == [0]
+    assert digest(run) == digest(whole)
+    assert timeless(run) == timeless(whole)
+
+
+def test_killed_again_and_again(phantom: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    while training.train(training.recipe(phantom), run, kill_at=5) != [0]:
+        assert (run / "last").is_dir()
+    assert digest(run) == digest(whole)
+
+
+def test_without_saves_within_an_epoch_the_epoch_is_repeated(phantom: Path, whole: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", training.recipe(phantom, train={"save_minutes": 1000.0})
+    assert training.train(settings, run, kill_at=STEPS + 3) == [-signal.SIGKILL]
+    assert json.loads((run / "last" / "state.json").read_text())["progress"]["epoch"] == 1
+    assert training.train(settings, run) == [0]
+    assert digest(run) == digest(whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_first(phantom: Path, whole: Path, tmp_path: Path, number: int, code: int) -> None:
+    run, settings = tmp_path / "run", training.recipe(phantom, train={"save_minutes": 1000.0})
+    assert training.train(settings, run, signal_at=(number, 3)) == [code]
+    assert json.loads((run / "last" / "state.json").read_text())["progress"]["step"] in {3, 4}
+    assert training.train(settings, run) == [0]
+    assert digest(run) == digest(whole)
+
+
+def test_a_torn_state_costs_only_time(phantom: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    training.train(training.recipe(phantom), run, kill_at=4)
+    file = run / "last" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert training.train(training.recipe(phantom), run) == [0]
+    assert digest(run) == digest(whole)
+
+
+def test_channels_last_continues_exactly_too(phantom: Path, tmp_path: Path) -> None:
+    settings = training.recipe(
+        phantom,
+        model={"backbone": {"name": "timm", "model": "test_resnet", "pretrained": False}},
+        train={"channels_last": True, "accumulate": 2},
+    )
+    assert training.train(settings, tmp_path / "one") == [0]
+    assert training.train(settings, tmp_path / "two", kill_at=3) == [-signal.SIGKILL]
+    assert training.train(settings, tmp_path / "two") == [0]
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+
+def test_a_finished_run_holds_what_the_design_promises(phantom: Path, whole: Path) -> None:
+    prepared = load_prepared(phantom)
+    dev = prepared.rows("dev")
+    card, predictions = read_card(whole / "model.safetensors"), read_predictions(whole / "predictions" / "dev.parquet")
+    assert card.classes == predictions.classes == prepared.classes
+    assert predictions.image_id == prepared.frame["image_id"].iloc[dev].tolist()
+    assert np.isfinite(predictions.logits).all()
+    rows = read_lines(whole / "metrics.jsonl")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert card.score == max(row["macro_ap"] for row in rows)
+    assert card.epoch == max(rows, key=lambda row: row["macro_ap"])["epoch"]
+    link = read_link(whole / "model.safetensors")
+    assert link is not None
+    assert not (whole / "last").exists()
+
+
+def test_the_head_starts_at_the_priors(phantom: Path, tmp_path: Path) -> None:
+    settings = training.recipe(
+        phantom,
+        optim={"lr": 1e-12},
+        train={"epochs": 1, "ema": None},
+        augment={"rotate": 0.0, "noise": 0.0, "erase": 0.0},
+        reweight={"start": 1.0},
+    )
+    assert training.train(settings, tmp_path) == [0]
+    link, card = read_link(tmp_path / "model.safetensors"), read_card(tmp_path / "model.safetensors")
+    bias = load_file(tmp_path / "model.safetensors")["head.bias"]
+    assert link is not None
+    np.testing.assert_allclose(link.posterior(bias[None])[0], card.stats.prevalence, rtol=0.02)
+
+
+def test_a_non_finite_loss_names_epoch_step_and_images(phantom: Path, tmp_path: Path, capfd) -> None:
+    settings = training.recipe(phantom, optim={"lr": 1e30, "clip": None, "warmup": 0.0})
+    assert training.train(settings, tmp_path) == [6]
+    message = capfd.readouterr().err
+    assert "at epoch 1, step" in message
+    assert "images with outputs that are not finite: " in message
+    ids = set(load_prepared(phantom).frame["image_id"])
+    named = message.split("not finite: ")[1].split("\n")[0].split(" and ")[0].split(", ")
+    assert named
+    assert set(named) <= ids
+
+
+def norm_difference(one: Path, two: Path) -> float:
+    a, b = (load_file(run / "model.safetensors") for run in (one, two))
+    names = [name for name in a if not name.startswith("link.")]
+    squares = sum(float(np.square(a[name].astype(float) - b[name]).sum()) for name in names)
+    return math.sqrt(squares / sum(float(np.square(a[name].astype(float)).sum()) for name in names))
+
+
+@pytest.fixture(scope="module")
+def alone(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("alone") / "run"
+    assert training.train(training.recipe(phantom, train={"ema": None}), run) == [0]
+    return run
+
+
+def test_two_processes_end_in_the_same_weights(phantom: Path, alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert training.train(training.recipe(phantom, train={"ema": None}), run, processes=2) == [0, 0]
+    assert norm_difference(alone, run) < 1e-6
+    assert read_predictions(run / "predictions" / "dev.parquet").image_id == (
+        read_predictions(alone / "predictions" / "dev.parquet").image_id
+    )
+
+
+def test_a_run_continues_on_another_number_of_processes(phantom: Path, alone: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", training.recipe(phantom, train={"ema": None})
+    assert training.train(settings, run, kill_at=3) == [-signal.SIGKILL]
+    assert training.train(settings, run, signal_at=(signal.SIGTERM, 4), processes=2) == [143, 143]
+    assert training.train(settings, run) == [0]
+    assert norm_difference(alone, run) < 1e-6
+
+
+def test_a_killed_process_ends_the_others(phantom: Path, tmp_path: Path) -> None:
+    codes = training.train(training.recipe(phantom), tmp_path / "run", kill_at=3, processes=2)
+    assert codes[0] == -signal.SIGKILL
+    assert codes[1] != 0
+
+
+def test_accumulation_changes_memory_and_not_the_result(phantom: Path, alone: Path, tmp_path: Path) -> None:
+    settings = training.recipe(phantom, train={"ema": None, "accumulate": 4})
+    assert training.train(settings, tmp_path / "run") == [0]
+    assert norm_difference(alone, tmp_path / "run") < 1e-6
+
+
+def test_patience_stops_early(phantom: Path, tmp_path: Path) -> None:
+    settings = training.recipe(phantom, optim={"lr": 1e-12}, train={"epochs": 9, "patience": 1, "ema": None})
+    assert training.train(settings, tmp_path) == [0]
+    rows = read_lines(tmp_path / "metrics.jsonl")
+    assert len(rows) < 9
+    assert len(rows) - read_card(tmp_path / "model.safetensors").epoch == 1
+    shutil.rmtree(tmp_path / "predictions")
