@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
 from cxrlt_plugins.datasets.phantom_art.render import Case, render
 from cxrlt_plugins.datasets.phantom_art.vocabulary import FINDINGS
-from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SEVERITIES = (0.5, 0.15, 0.4, 0.7, 1.0)
 BAND, GAP = 14, 4
@@ -31,6 +35,8 @@ def example(name: str, view: str, column: int, severity: float | None) -> Case:
 
 def contact_sheet(names: tuple[str, ...], view: str, size: int = 128, columns: int = 2) -> Image.Image:
     """One row a class, ``columns`` classes side by side; ``view`` is "frontal" (PA, one AP) or "lateral"."""
+    from PIL import Image, ImageDraw
+
     shown = (None, *SEVERITIES)
     block = len(shown) * size + GAP * 3
     rows = -(-len(names) // columns)
@@ -47,6 +53,8 @@ def contact_sheet(names: tuple[str, ...], view: str, size: int = 128, columns: i
 
 def overview(size: int = 128, rows: int = 3, columns: int = 8) -> Image.Image:
     """Consecutive images of a cohort, findings as they come."""
+    from PIL import Image
+
     from cxrlt_cli.contracts import PrepareRequest
     from cxrlt_plugins.datasets.phantom import build
 

@@ -38,7 +38,7 @@ def smooth(t: Floats) -> Array:
 
 
 class Canvas:
-    """A grid of ``size`` x ``size`` pixels over ``2 field`` centimetres, turned by ``angle`` radians about ``centre``."""
+    """A grid of ``size`` x ``size`` pixels over ``2 field`` cm, turned by ``angle`` radians about ``centre``."""
 
     def __init__(self, size: int, field: float, angle: float = 0.0, centre: tuple[float, float] = (0.0, 0.0)) -> None:
         self.size, self.field, self.centre = size, field, centre
@@ -47,8 +47,8 @@ class Canvas:
         self._cos, self._sin = float(np.cos(angle)), float(np.sin(angle))
         step = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2.0 - 1.0) * np.float32(field)
         across, down = step[None, :], step[:, None]
-        self.x: Array = self._cos * across + self._sin * down + np.float32(centre[0])
-        self.y: Array = self._cos * down - self._sin * across + np.float32(centre[1])
+        self.x: Array = (self._cos * across + self._sin * down + centre[0]).astype(np.float32)
+        self.y: Array = (self._cos * down - self._sin * across + centre[1]).astype(np.float32)
         self._ix, self._iy = _cells(self.x), _cells(self.y)
 
     def along_x(self, table: Floats) -> Array:
@@ -153,12 +153,12 @@ class Canvas:
 
 def _cells(values: Array) -> npt.NDArray[np.int32]:
     scaled = (values + _REACH) * ((_CELLS - 1) / (2.0 * _REACH)) + 0.5
-    return np.clip(scaled, 0, _CELLS - 1).astype(np.int32)
+    return np.asarray(np.clip(scaled, 0, _CELLS - 1), dtype=np.int32)
 
 
 @lru_cache(maxsize=64)
 def _interpolation(size: int, cells: int) -> tuple[npt.NDArray[np.int64], Array]:
-    """(size,) first of four neighbours and their (4, size) cubic B-spline weights, white noise keeping its deviation."""
+    """(size,) first of four neighbours and (4, size) cubic B-spline weights that keep the deviation of white noise."""
     at = (np.arange(size) + 0.5) / size * (cells - 3)
     first = at.astype(np.int64)
     u = at - first

@@ -173,7 +173,7 @@ def _thresholds(floor: float, lateral: float) -> _Thresholds:
 @lru_cache(maxsize=2)
 def cohort(settings: Settings) -> Cohort:
     """The cohort of ``settings``, pure in them."""
-    patients = settings.count + 8
+    patients = settings.count * 4 // 5 + 64  # at least 1.6 images a patient on average
     studies = _population(settings.seed, patients)
     each = _images(studies, settings.lateral)
     last = int(np.searchsorted(np.cumsum(each), settings.count)) + 1
@@ -186,13 +186,19 @@ def cohort(settings: Settings) -> Cohort:
     truth = _findings(studies, _thresholds(settings.floor, settings.lateral))[keep]
     pictures = np.bincount(study, minlength=len(keep))
     needed = guaranteed(settings)
-    _top_up(truth, studies.hidden[keep], patient, split, pictures, needed)
+    _top_up(truth, hidden=studies.hidden[keep], patient=patient, split=split, pictures=pictures, needed=needed)
     severity = studies.severity[keep]
-    rates = frequencies(settings.floor)[0]
     observed = observed_labels(
-        truth, severity, split == 0, pictures, rates, settings.miss, settings.spurious, needed["train"],
+        truth,
         np.random.default_rng((settings.seed, 2)),
-    )  # fmt: skip
+        severity=severity,
+        noisy=split == 0,
+        pictures=pictures,
+        frequency=frequencies(settings.floor)[0],
+        miss=settings.miss,
+        spurious=settings.spurious,
+        needed=needed["train"],
+    )
     age = np.floor(studies.age[keep]).astype(np.int64)
     return Cohort(patient, number, split, studies.male[keep], age, truth, observed, severity, study, view)
 
@@ -212,7 +218,9 @@ def guaranteed(settings: Settings) -> dict[str, int]:
     return {name: -(-GUARANTEED[name] * settings.count // 6000) if shares[name] > 0 else 0 for name in SPLITS}
 
 
-def _top_up(truth: Bools, hidden: Floats, patient: Ints, split: Ints, pictures: Ints, needed: dict[str, int]) -> None:
+def _top_up(
+    truth: Bools, *, hidden: Floats, patient: Ints, split: Ints, pictures: Ints, needed: dict[str, int]
+) -> None:
     """Where a split has too few images of a class, lower the threshold there: the likeliest studies get the finding."""
     lasting = _lasting()
     for position, name in enumerate(SPLITS):

@@ -86,7 +86,7 @@ def paint_frontal(canvas: Canvas, body: Body, rng: np.random.Generator) -> Scene
     _spine(scene, across)
     _trachea(scene, rng)
     _aorta(scene)
-    _ribs(scene, across / reach, side)
+    _ribs(scene, (across / reach).astype(np.float32), side)
     _girdle(scene, rng)
     _breasts(scene, below)
     _hila(scene, rng)
@@ -115,7 +115,9 @@ def _outline(canvas: Canvas, body: Body, across: Array) -> tuple[Array, Array]:
 def _heart(scene: Scene) -> None:
     canvas, body = scene.canvas, scene.body
     right, left = canvas.along_y(heart_profile(body, -1)), canvas.along_y(heart_profile(body, 1))
-    scene.heart += canvas.ramp(left - canvas.x, 0.5) * canvas.ramp(canvas.x + right, 0.5) * canvas.along_y(smooth(AXIS / 2.5))
+    scene.heart += (
+        canvas.ramp(left - canvas.x, 0.5) * canvas.ramp(canvas.x + right, 0.5) * canvas.along_y(smooth(AXIS / 2.5))
+    )
 
 
 def _air(scene: Scene, depth: Array) -> None:

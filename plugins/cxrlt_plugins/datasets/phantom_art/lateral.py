@@ -95,7 +95,7 @@ def _heart(scene: Scene) -> None:
 
 
 def _vertebrae(scene: Scene, spine: Floats) -> None:
-    canvas, body = scene.canvas, scene.body
+    canvas = scene.canvas
     off = canvas.x - canvas.along_y(spine)
     lean = canvas.along_y(np.gradient(spine, AXIS))
     along = canvas.y + 0.6 * lean * off

@@ -14,7 +14,7 @@ _EVERYWHERE: Window = (slice(None), slice(None))
 def nodule(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """One to three round shadows, less than 3 cm across."""
     for number in range(1 + int(rng.random() < 0.3) + int(rng.random() < 0.15)):
-        side, radius = a_side(scene, rng), (0.5 + 0.9 * severity) * (1.0 if number == 0 else rng.uniform(0.6, 1.0))
+        side, radius = a_side(scene, rng), (0.5 + 0.75 * severity) * (1.0 if number == 0 else rng.uniform(0.6, 1.0))
         x, y = lung_point(scene, rng, side, margin=radius + 0.3)
         at, mask = scene.canvas.ellipse(x, y, radius, radius * rng.uniform(0.85, 1.15), edge=0.45)
         scene.fill(at, mask, 0.2)
@@ -38,10 +38,12 @@ def mass(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     scene.canvas.lines(scene.soft, spikes, 0.2, 0.07)
 
 
-def _cloud(scene: Scene, x: float, y: float, rx: float, ry: float, rng: np.random.Generator) -> tuple[Window, Array]:
+def _cloud(
+    scene: Scene, rng: np.random.Generator, x: float, y: float, radii: tuple[float, float]
+) -> tuple[Window, Array]:
     """Coverage of a fluffy region: an ellipse whose border and filling are broken up by texture."""
-    at, _ = scene.canvas.ellipse(x, y, 1.5 * rx, 1.5 * ry, edge=0.5)
-    dx, dy = (scene.canvas.x[at] - x) / rx, (scene.canvas.y[at] - y) / ry
+    at = scene.canvas.window(x, y, 1.7 * max(radii))
+    dx, dy = (scene.canvas.x[at] - x) / radii[0], (scene.canvas.y[at] - y) / radii[1]
     rough = 0.55 * scene.canvas.texture(rng, 2.6)[at] + 0.35 * scene.canvas.texture(rng, 1.1)[at]
     return at, smooth(1.15 - np.sqrt(dx * dx + dy * dy) + 0.45 * rough)
 
@@ -60,7 +62,7 @@ def alveolar(scene: Scene, severity: float, rng: np.random.Generator) -> None:
             spots.append((side, *lung_point(scene, rng, side, top=0.2, bottom=0.95, margin=1.5)))
         size = (2.4 + 2.4 * severity) * (1.0 if count == 1 else 0.7)
     for _, x, y in spots:
-        at, mask = _cloud(scene, x, y, size * rng.uniform(0.8, 1.1), size * rng.uniform(0.9, 1.3), rng)
+        at, mask = _cloud(scene, rng, x, y, (size * rng.uniform(0.8, 1.1), size * rng.uniform(0.9, 1.3)))
         mask = mask * scene.lung[at]
         scene.fill(at, mask, 0.38 + 0.45 * severity)
         scene.add(at, mask, 0.05)
@@ -70,7 +72,7 @@ def interstitial(scene: Scene, severity: float, rng: np.random.Generator) -> Non
     """A net of fine lines, stronger at the bases or throughout."""
     count = int(120 + 260 * severity)
     low = rng.random() < 0.65
-    start = lung_points(scene, rng, rng.choice([-1, 1], count), 0.35 if low else 0.05, 1.0, 0.2)
+    start = lung_points(scene, rng, rng.choice([-1, 1], count), top=0.35 if low else 0.05, bottom=1.0, margin=0.2)
     turn, length = rng.uniform(0.0, np.pi, count), rng.uniform(0.4, 1.3, count)
     step = np.stack([np.cos(turn), np.sin(turn)], axis=-1) * length[:, None]
     layer = scene.canvas.zeros()
@@ -92,7 +94,9 @@ def bronchiectasis(scene: Scene, severity: float, rng: np.random.Generator) -> N
             cx, cy = x + rng.normal(0.0, spread), y + rng.normal(0.0, spread)
             radius = rng.uniform(0.35, 0.6 + 0.35 * severity)
             if rng.random() < 0.6:
-                scene.canvas.lines(scene.marks, arc((cx, cy), (radius, radius), 0.0, 6.3, 15), 0.2, 0.12 + 0.07 * severity)
+                scene.canvas.lines(
+                    scene.marks, arc((cx, cy), (radius, radius), 0.0, 6.3, 15), 0.2, 0.12 + 0.07 * severity
+                )
                 at, mask = scene.canvas.ellipse(cx, cy, 0.75 * radius, 0.75 * radius, edge=0.3)
                 scene.air[at] += 0.06 * mask * scene.lung[at]
             else:

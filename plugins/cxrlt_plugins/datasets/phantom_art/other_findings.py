@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .body import Body
-from .canvas import AXIS, Floats, smooth
+from .canvas import AXIS, smooth
 from .frontal import knob_centre
 from .lateral import aortic_path, spine_profile, sternum_profile
-from .place import a_side, arc, lung_point, through
+from .place import a_side, arc, through
 from .scene import Scene
 
 

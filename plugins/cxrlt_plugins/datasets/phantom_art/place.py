@@ -23,7 +23,13 @@ def a_side(scene: Scene, rng: np.random.Generator, right: float | None = None) -
 
 
 def lung_points(
-    scene: Scene, rng: np.random.Generator, side: npt.NDArray[np.integer[Any]], top: float, bottom: float, margin: float
+    scene: Scene,
+    rng: np.random.Generator,
+    side: npt.NDArray[np.integer[Any]],
+    *,
+    top: float,
+    bottom: float,
+    margin: float,
 ) -> Floats:
     """(n, 2) points in the lungs ``side`` (n,), ``margin`` cm from their borders.
 
@@ -44,7 +50,7 @@ def lung_point(
     scene: Scene, rng: np.random.Generator, side: int, *, top: float = 0.1, bottom: float = 0.9, margin: float = 1.0
 ) -> tuple[float, float]:
     """One point of ``lung_points``."""
-    x, y = lung_points(scene, rng, np.array([side]), top, bottom, margin)[0]
+    x, y = lung_points(scene, rng, np.array([side]), top=top, bottom=bottom, margin=margin)[0]
     return float(x), float(y)
 
 
@@ -59,9 +65,7 @@ def off_wall(scene: Scene, side: int) -> Array:
     return scene.canvas.along_y(scene.wall) - x
 
 
-def arc(
-    centre: tuple[float, float], radii: tuple[float, float], start: float, stop: float, points: int = 16
-) -> Floats:
+def arc(centre: tuple[float, float], radii: tuple[float, float], start: float, stop: float, points: int = 16) -> Floats:
     """(points, 2) along an ellipse from angle ``start`` to ``stop`` (radians, clockwise from the right)."""
     turn = np.linspace(start, stop, points)
     return np.stack([centre[0] + radii[0] * np.cos(turn), centre[1] + radii[1] * np.sin(turn)], axis=1)
@@ -74,4 +78,4 @@ def through(points: Sequence[tuple[float, float]], count: int = 40) -> Floats:
     k = np.minimum(t.astype(int), len(points) - 2)
     u = (t - k)[:, None]
     a, b, c, d = p[k], p[k + 1], p[k + 2], p[k + 3]
-    return 0.5 * (2 * b + (c - a) * u + (2 * a - 5 * b + 4 * c - d) * u**2 + (3 * b - a - 3 * c + d) * u**3)
+    return np.asarray(0.5 * (2 * b + (c - a) * u + (2 * a - 5 * b + 4 * c - d) * u**2 + (3 * b - a - 3 * c + d) * u**3))

@@ -53,22 +53,22 @@ def thickening(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     scene.fill(_EVERYWHERE, edge * half(scene, side) * scene.lung, share)
 
 
-def _collapse(scene: Scene, side: int, gap: Floats, strength: float, low: float = 14.0) -> None:
-    """Empty the pleural space outside the visceral line, ``gap`` cm from the wall on ``AXIS``, drawn down to ``low``."""
+def _collapse(scene: Scene, side: int, gap: Floats, *, dimmed: float, low: float = 14.0) -> None:
+    """Empty the pleural space outside the visceral line, which runs ``gap`` cm from the wall down to ``low``."""
     canvas, body = scene.canvas, scene.body
     off = off_wall(scene, side)
     space = canvas.ramp(canvas.along_y(gap) - off, 0.2) * half(scene, side) * scene.lung
-    share = strength * (0.6 if body.lateral else 1.0)
+    share = 0.6 if body.lateral else 1.0
     scene.marks *= 1.0 - share * space
     scene.air += 0.09 * share * space * (1.0 - scene.heart)
     lung = scene.lung * half(scene, side) - space
-    scene.air *= 1.0 - 0.12 * share * np.clip(lung, 0.0, 1.0)
+    scene.air *= 1.0 - dimmed * share * np.clip(lung, 0.0, 1.0)
     x = scene.wall - gap
     shown = (body.apex + 0.6 < AXIS) & (AXIS < 11.0) & (gap > 0.15)
     if shown.sum() > 24:
         points = np.stack([(1.0 if body.lateral else side) * x[shown], AXIS[shown]], axis=1)[::8]
-        low = np.minimum(scene.floor_at(points[:, 0], side), low)
-        canvas.lines(scene.soft, points[points[:, 1] < low], 0.16, 0.2 * share)
+        above = points[:, 1] < np.minimum(scene.floor_at(points[:, 0], side), low)
+        canvas.lines(scene.soft, points[above], 0.16, 0.2 * share)
 
 
 def pneumothorax(scene: Scene, severity: float, rng: np.random.Generator) -> None:
@@ -77,7 +77,7 @@ def pneumothorax(scene: Scene, severity: float, rng: np.random.Generator) -> Non
     top, base = 1.0 + 3.2 * severity, -0.4 + 3.2 * severity**1.5
     height = smooth((AXIS - scene.body.apex) / 20.0)
     gap = np.clip(top + (base - top) * height, 0.0, None) + 0.15 * np.sin(0.9 * AXIS + rng.uniform(0.0, 6.0))
-    _collapse(scene, side, np.clip(gap, 0.0, None), 0.95)
+    _collapse(scene, side, np.clip(gap, 0.0, None), dimmed=0.02 + 0.14 * severity)
     cap = scene.canvas.ramp(0.9 + 1.6 * severity - (scene.canvas.y - scene.body.apex), 0.25)
     over = cap * half(scene, side) * scene.lung
     scene.marks *= 1.0 - over
@@ -90,7 +90,7 @@ def hydropneumothorax(scene: Scene, severity: float, rng: np.random.Generator) -
     dome = body.dome_right if side < 0 else body.dome_left
     level = dome - 1.5 - 6.5 * severity
     gap = np.clip(2.0 + 3.5 * severity + 0.9 * smooth((AXIS + 2.0) / 8.0), 0.0, None)
-    _collapse(scene, side, gap, 1.0, level)
+    _collapse(scene, side, gap, dimmed=0.05 + 0.13 * severity, low=level)
     wide = canvas.along_y(gap + 3.0 + 2.0 * severity)
     off = off_wall(scene, side)
     pool = canvas.ramp(canvas.y - level, 0.12) * canvas.ramp(wide - off, 2.5) * half(scene, side) * scene.lung

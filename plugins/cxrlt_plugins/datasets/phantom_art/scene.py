@@ -34,11 +34,12 @@ class Scene:
 
     def wall_at(self, y: Floats | float) -> Floats:
         """Half-width (frontal) or x of the posterior wall (lateral) at height ``y``."""
-        return np.interp(y, AXIS, self.wall)
+        return np.asarray(np.interp(y, AXIS, self.wall))
 
     def floor_at(self, x: Floats | float, side: int) -> Floats:
         """y of the diaphragm at ``x`` (frontal: |x|); ``side`` -1 right, 1 left."""
-        return np.interp(np.abs(x) if not self.body.lateral else x, AXIS, self.floor[0 if side < 0 else 1])
+        place = x if self.body.lateral else np.abs(x)
+        return np.asarray(np.interp(place, AXIS, self.floor[0 if side < 0 else 1]))
 
     def fill(self, at: Window, mask: Array, share: float = 1.0) -> None:
         """Replace the air under ``mask`` by water: ``share`` 1 is opaque."""
