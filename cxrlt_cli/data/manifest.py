@@ -222,7 +222,7 @@ def _read_table(path: Path, classes: Sequence[str]) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()  # read_table would make columns of folders called name=value
     except FileNotFoundError:
         raise DataError("the file is missing", where=str(path), cure=AGAIN) from None
     except (OSError, pa.ArrowException) as error:
@@ -316,10 +316,15 @@ def arrow_table(columns: Mapping[str, Any], classes: Sequence[str], labels: npt.
 
 
 def _extra_array(values: Sequence[object]) -> pa.Array:
+    """Numbers in their smallest type, anything else as text."""
     import pyarrow as pa
 
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
-        return pa.array(values)
+    numbers = np.asarray(values)
+    if numbers.dtype.kind in "bf":
+        return pa.array(numbers)
+    if numbers.dtype.kind in "iu":
+        low, high = numbers.min(initial=0), numbers.max(initial=0)
+        return pa.array(numbers.astype(np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))))
     return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 

@@ -95,6 +95,11 @@ class Layout:
         """The file of one shard while it is written."""
         return self.folder / f"{shard:05d}.npy.part"
 
+    def holds(self, index: int) -> bool:
+        """Whether the file of a row is there, finished or not."""
+        shard = index // self.per_shard
+        return self.part(shard).exists() or self.path(shard).exists()
+
 
 def plan_layout(folder: Path, size: int, total: int) -> Layout:
     """The layout of ``total`` images of ``size`` x ``size`` pixels."""

@@ -13,15 +13,21 @@ On the 112,120 NIH-CXR-LT images a finding's share of a part is off by 0.04 % on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.contracts import UNKNOWN
+from cxrlt_cli.contracts import UNKNOWN, SourceTable
 from cxrlt_cli.errors import DataError, UsageError
+
+from .audit import check_patients, join_patients
 
 #: Folds are stored as int8.
 MAX_FOLDS = 100
+#: Shares where neither the user nor the source says any; with folds no test split is set aside.
+USUAL, USUAL_WITH_FOLDS = "dev=0.1,test=0.1", "dev=0.1"
 
 _CURE = "Give shares of the patients such as --split dev=0.1,test=0.1; the rest is for training."
 
@@ -146,3 +152,59 @@ def _fill_empty(part: npt.NDArray[np.int64], images: npt.NDArray[np.float64], pa
         if counts[empty] == 0:
             givers = np.flatnonzero(part == counts.argmax())
             part[givers[images[givers].argmin()]] = empty
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """The split of every image, and who decided.
+
+    Attributes:
+        split: (N,) "train", "dev" or "test".
+        fold: (N,) int8, -1 for images of the test split; None where no folds were asked for.
+        by: "source" where the source's own splits were kept.
+        shares: of the splits, None for the source's own.
+    """
+
+    split: npt.NDArray[np.object_]
+    fold: npt.NDArray[np.int8] | None
+    by: Literal["source", "cxrlt"]
+    shares: Mapping[str, float] | None
+
+
+def divide(
+    table: SourceTable,
+    rows: npt.NDArray[np.int64],
+    same: Sequence[npt.NDArray[np.int64]],
+    *,
+    source: str,
+    split: str | None,
+    folds: int | None,
+    seed: int,
+) -> Division:
+    """Split some rows of a source's table.
+
+    Args:
+        table: the table; the splits it states are kept unless ``split`` is given.
+        rows: the rows to split.
+        same: groups of positions in ``rows`` with equal pixels; patients who share an image are kept together.
+        source: name of the source, for messages.
+        split: shares as the user wrote them, or None.
+        folds: number of folds, or None.
+        seed: see ``assign``.
+
+    Raises:
+        DataError: stated splits share patients, or there are too few patients.
+        UsageError: ``split`` cannot be read.
+    """
+    labels = table.labels[rows]
+    patients = [table.patient_id[row] for row in rows.tolist()]
+    stated = table.split if split is None else None
+    if stated is not None:
+        shares, groups = None, patients
+        parts = np.array([stated[row] for row in rows.tolist()], object)
+        check_patients(patients, parts.tolist(), source)
+    else:
+        shares, groups = parse_split(split or (USUAL_WITH_FOLDS if folds else USUAL)), join_patients(patients, same)
+        parts = split_rows(labels, groups, shares, seed)
+    fold = fold_rows(labels, groups, parts != "test", folds, seed) if folds else None
+    return Division(parts, fold, "cxrlt" if stated is None else "source", shares)

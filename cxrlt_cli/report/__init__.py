@@ -1,0 +1,1 @@
+"""Self-contained HTML reports: one file, no network, own drawings, light and dark."""

@@ -1,0 +1,1 @@
+"""Parts of the ``csv`` source: reading a table as text, telling its columns apart, finding the image files."""
