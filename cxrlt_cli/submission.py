@@ -107,7 +107,7 @@ def validate_submission(path: Path, image_id: Sequence[str], name: str = "") -> 
         header, rows = next(lines, []), list(lines)
     if tuple(header) != HEADER:
         raise _invalid(
-            f"its header is {','.join(header)[:200]!r}, not ImageID and the 30 classes in their order", where
+            f"its header is not ImageID and the 30 classes in their order: {','.join(header)[:200]!r}", where
         )
     for number, row in enumerate(rows, 2):
         _check_row(row, f"{where}:{number}")

@@ -1,0 +1,341 @@
+"""``cxrlt predict``: logits, posteriors and decisions for image files or for a split of the run's dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from cxrlt_cli.artifacts import Predictions, writable_directory, write_predictions
+from cxrlt_cli.commands.opening import (
+    OpenRun,
+    column,
+    open_dataset,
+    open_link,
+    open_run,
+    split_rows,
+    stamp,
+    without_link,
+)
+from cxrlt_cli.commands.prediction_table import PredictionTable, overview, write_table
+from cxrlt_cli.errors import DataError, RunError, TrainingError, UsageError
+from cxrlt_cli.events import Emit, Notice, Result, Table, silent
+from cxrlt_cli.submission import check_classes, write_submission
+
+if TYPE_CHECKING:
+    from cxrlt_cli.contracts import TestTimeAugmentation
+    from cxrlt_cli.data.batches import Images
+    from cxrlt_cli.engine.infer import Setting
+
+#: Unreadable files named one by one on the screen.
+NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The N images to predict.
+
+    Attributes:
+        images: where they are read from.
+        rows: (N,) which of them.
+        image_id: N strings.
+        patient_id: N strings, empty for files.
+        projections: N image views (PA, AP, lateral), empty where unknown.
+        unreadable: why an image could not be read, by its position; filled while they are read.
+        kept: where the logits of a split are kept in the run directory, None for files.
+    """
+
+    images: Images
+    rows: npt.NDArray[np.int64]
+    image_id: list[str]
+    patient_id: list[str]
+    projections: list[str]
+    unreadable: dict[int, str] = field(default_factory=dict)
+    kept: Path | None = None
+
+
+def run(
+    run: Path | None,
+    inputs: Sequence[Path],
+    *,
+    split: str | None = None,
+    tta: str | None = None,
+    force: bool = False,
+    out: Path | None = None,
+    submission: bool = False,
+    data: Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    emit: Emit = silent,
+) -> Result:
+    """Predict image files, or a split.
+
+    Args:
+        run: run directory; None for the newest.
+        inputs: files and folders; empty with ``split``.
+        split: "train", "dev" or "test" of the run's dataset; its logits are kept in the run directory.
+        tta: a plugin of ``cxrlt.tta``; default: the recipe's.
+        force: also use views the training never saw.
+        out: CSV or Parquet file to write; default: the result carries everything.
+        submission: write the form of CXR-LT 2026 instead of the ordinary table.
+        data: the dataset of ``split``, if it has moved or is another one.
+        device: "auto", "cpu", "cuda" or "cuda:K".
+        batch_size: images a forward pass; default: as in the recipe.
+        emit: told about progress.
+
+    Returns:
+        What was found and written; its ``code`` is 3 when files were unreadable, which are named and left out.
+
+    Raises:
+        CxrltError: whatever is wrong, with its cure.
+    """
+    _check_request(inputs, split, out, submission, data)
+    opened = open_run(run)
+    if submission:
+        check_classes(opened.card.classes, str(opened.dir.path))
+    with ExitStack() as stack:
+        work = _from_split(opened, split, data, emit) if split else _from_files(opened, inputs, stack)
+        if out is not None:
+            writable_directory(out.absolute().parent)
+        setting = _setting(opened, device, batch_size)
+        table, patients = _predict(opened, work, _strategy(opened, tta, force), setting, emit)
+    if work.kept is not None:
+        write_predictions(work.kept, Predictions(table.classes, table.image_id, patients, table.logits))
+        stamp(work.kept, opened.card, _tta_name(opened, tta))
+    if out is not None and submission:
+        write_submission(out, table.image_id, table.classes, table.posteriors)
+    elif out is not None:
+        write_table(out, table)
+    _warn(work, submission, emit)
+    return _result(opened, work, table, out, _tta_name(opened, tta))
+
+
+def _check_request(
+    inputs: Sequence[Path], split: str | None, out: Path | None, submission: bool, data: Path | None
+) -> None:
+    if bool(inputs) == bool(split):
+        what = "files and --split are both given" if inputs else "there is nothing to predict"
+        raise UsageError(what, cure="Give image files or folders, or a split of the run's dataset with --split.")
+    if data is not None and not split:
+        raise UsageError("--data names the dataset of a split", cure="Give --split as well, or leave --data out.")
+    if submission and out is None:
+        raise UsageError("--submission needs a file to write", cure="Give it with -o FILE.csv.")
+    if out is None:
+        return
+    endings = (".csv",) if submission else (".csv", ".parquet")
+    if out.suffix.lower() not in endings:
+        raise UsageError("the name of the file says no format that is known", where=str(out), cure=_end_in(endings))
+    if out.is_dir():
+        raise UsageError("is a directory", where=str(out), cure="Give the name of a file.")
+
+
+def _end_in(endings: Sequence[str]) -> str:
+    return f"Let it end in {' or '.join(endings)}."
+
+
+# -- which images --------------------------------------------------------------------------------------------------
+
+
+def _from_split(run: OpenRun, split: str, data: Path | None, emit: Emit) -> Work:
+    from cxrlt_cli.data.shards import Reader
+
+    prepared = open_dataset(run, data, emit)
+    card = run.card
+    if prepared.size < card.image_size:
+        raise DataError(
+            f"has images of {prepared.size} px, and the network was trained on {card.image_size} px",
+            where=str(prepared.path),
+            cure=f"Prepare the data with `--size {card.image_size}`.",
+        )
+    if prepared.fit != card.fit:
+        text = f"{prepared.path} was prepared with --fit {prepared.fit}, the training data with --fit {card.fit}"
+        emit(Notice(text, "warning"))
+    rows = split_rows(run, prepared, split, emit)
+    return Work(
+        images=Reader(prepared),
+        rows=rows,
+        image_id=column(prepared.frame, "image_id", rows),
+        patient_id=column(prepared.frame, "patient_id", rows),
+        projections=column(prepared.frame, "view", rows),
+        kept=run.predictions(prepared, split),
+    )
+
+
+def _from_files(run: OpenRun, inputs: Sequence[Path], stack: ExitStack) -> Work:
+    from cxrlt_cli.data.files import FileImages, find_images
+
+    _refuse_damaged_run(inputs[0])
+    files = find_images(inputs)
+    fit = cast("Literal['pad', 'squash']", run.card.fit)
+    images = stack.enter_context(FileImages(files, run.card.image_size, fit))
+    return Work(
+        images=images,
+        rows=np.arange(len(files), dtype=np.int64),
+        image_id=[file.image_id for file in files],
+        patient_id=[""] * len(files),
+        projections=[""] * len(files),
+        unreadable=images.unreadable,
+    )
+
+
+def _refuse_damaged_run(path: Path) -> None:
+    """A first folder that holds parts of a run was meant as the run."""
+    parts = ("model.safetensors", "recipe.resolved.yaml", "metrics.jsonl")
+    if any((path / part).is_file() for part in parts) and not (path / "run.json").is_file():
+        raise RunError(
+            "is a run directory without its run.json",
+            where=str(path),
+            cure="It is damaged: copy it again, or train again.",
+        )
+
+
+# -- test-time augmentation ----------------------------------------------------------------------------------------
+
+
+def _tta_name(run: OpenRun, tta: str | None) -> str:
+    return tta if tta is not None else str(run.card.tta["name"])
+
+
+def _strategy(run: OpenRun, tta: str | None, force: bool) -> TestTimeAugmentation:
+    """The views to use; those that need a transform training never saw are refused unless forced."""
+    from cxrlt_cli.registry import build
+
+    own = run.card.tta
+    strategy: TestTimeAugmentation = build("tta", own if tta in {None, own["name"]} else {"name": tta})
+    for view in strategy.views:
+        unseen = sorted(view.needs - set(run.card.augment))
+        if unseen and not force:
+            raise UsageError(
+                f"the view {view.name!r} of the test-time augmentation {_tta_name(run, tta)!r} needs a network trained "
+                f"with {', '.join(unseen)}, and this one never saw that",
+                where=str(run.dir.path),
+                cure=f"Use --tta none, train with augment.{' and augment.'.join(unseen)}, or insist with --force.",
+            )
+    return strategy
+
+
+# -- the network ---------------------------------------------------------------------------------------------------
+
+
+def _predict(
+    run: OpenRun, work: Work, tta: TestTimeAugmentation, setting: Setting, emit: Emit
+) -> tuple[PredictionTable, list[str]]:
+    """The table of the images that could be read, and their patients."""
+    import torch
+
+    from cxrlt_cli.engine.infer import infer, merge
+    from cxrlt_cli.model import load_model
+    from cxrlt_cli.posterior import posterior_of
+
+    link = open_link(run)
+    if link is None:
+        emit(without_link(run))
+    with _explained(run, setting):
+        model: torch.nn.Module = load_model(run.dir.model, setting.device)[0]
+        if run.recipe.train.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        views = infer(model, work.images, work.rows, setting, views=tta.views, emit=emit)
+    read = np.array([row not in work.unreadable for row in range(len(work.rows))])
+    if not read.any():
+        raise _none_readable(work)
+    ids, patients, projections = (
+        [value for value, good in zip(values, read, strict=True) if good]
+        for values in (work.image_id, work.patient_id, work.projections)
+    )
+    logits = merge(views[:, read], tta, run.card.classes, projections, link)
+    _check_finite(run, ids, logits)
+    return PredictionTable(ids, run.card.classes, logits, posterior_of(link, logits)), patients
+
+
+def _setting(run: OpenRun, device: str, batch_size: int | None) -> Setting:
+    """As in training; in full precision on a CPU, where half precision is slower and only loses digits."""
+    from cxrlt_cli.engine.distributed import pick_device
+    from cxrlt_cli.engine.infer import Setting
+
+    train, chosen = run.recipe.train, pick_device(device)
+    size = batch_size or train.eval_batch_size or train.batch_size
+    return Setting(chosen, run.card.image_size, size, train.precision if chosen.type == "cuda" else "fp32")
+
+
+@contextmanager
+def _explained(run: OpenRun, setting: Setting) -> Iterator[None]:
+    """Turn exhausted memory into an error with a cure."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(run, setting) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise _out_of_memory(run, setting) from error
+
+
+def _out_of_memory(run: OpenRun, setting: Setting) -> TrainingError:
+    less = f"--batch-size {max(1, setting.batch_size // 4)}" if setting.batch_size > 1 else "--device cpu"
+    return TrainingError(
+        f"out of memory on {setting.device} with a batch of {setting.batch_size} images of {setting.size} px",
+        where=str(run.dir.path),
+        cure=f"Try `{less}`; the predictions do not depend on --batch-size. Nothing was written.",
+    )
+
+
+def _check_finite(run: OpenRun, image_id: Sequence[str], logits: npt.NDArray[np.float32]) -> None:
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
+        named = ", ".join(image_id[row] for row in bad[:5])
+        raise TrainingError(
+            f"the network's outputs for {len(bad)} images are not finite: {named}",
+            where=str(run.dir.path),
+            cure="Weights or half precision may be at fault: try `--device cpu`, which computes in full precision.",
+        )
+
+
+# -- what is said --------------------------------------------------------------------------------------------------
+
+
+def _none_readable(work: Work) -> DataError:
+    first = min(work.unreadable)
+    others = f" and so on for {len(work.unreadable) - 1} more" if len(work.unreadable) > 1 else ""
+    return DataError(
+        f"{work.unreadable[first]}{others}",
+        where=work.image_id[first],
+        cure="No image could be read; nothing was written.",
+    )
+
+
+def _warn(work: Work, submission: bool, emit: Emit) -> None:
+    """Name the unreadable files."""
+    bad = sorted(work.unreadable)
+    for row in bad[:NAMED]:
+        emit(Notice(f"{work.image_id[row]} {work.unreadable[row]}; left out", "warning"))
+    if len(bad) > NAMED:
+        emit(Notice(f"and {len(bad) - NAMED} more unreadable files; --json names them all", "warning"))
+    if bad and submission:
+        emit(Notice(f"the submission lacks {len(bad)} of the {len(work.rows)} images asked for", "warning"))
+
+
+def _result(run: OpenRun, work: Work, table: PredictionTable, out: Path | None, tta: str) -> Result:
+    data: dict[str, Any] = {
+        "run": str(run.dir.path),
+        "images": len(table.image_id),
+        "unreadable": {work.image_id[row]: work.unreadable[row] for row in sorted(work.unreadable)},
+        "tta": tta,
+        "linked": run.card.linked,
+    }
+    files = {"predictions": work.kept, "table": out}
+    written = {key: str(path) for key, path in files.items() if path is not None}
+    lost = f", {len(work.unreadable)} unreadable" if work.unreadable else ""
+    views = f", test-time augmentation {tta!r}" if tta != "none" else ""
+    text = f"{len(table.image_id):,} images{lost}, {len(table.classes)} classes, run {run.dir.path}{views}"
+    blocks: list[Table | str] = [text] if out is not None else [overview(table), text]
+    if written:
+        blocks.append(Table(("wrote", ""), tuple(written.items())))
+    full = {} if out is not None else table.data()
+    return Result({**data, **written, **full}, tuple(blocks), code=3 if work.unreadable else 0)

@@ -1,0 +1,121 @@
+"""The table of logits, posteriors and decisions that ``cxrlt predict`` hands to people and programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxrlt_cli.artifacts import LOGIT, replacing
+from cxrlt_cli.events import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+POSTERIOR, DECISION = ".posterior", ".decision"
+#: A finding is called present from this posterior on.
+THRESHOLD = 0.5
+#: Images listed on the screen.
+SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionTable:
+    """What a model says about N images and C classes.
+
+    Attributes:
+        image_id: N strings.
+        classes: C names.
+        logits: (N, C) float32.
+        posteriors: (N, C) float64 in [0, 1].
+    """
+
+    image_id: list[str]
+    classes: tuple[str, ...]
+    logits: npt.NDArray[np.float32]
+    posteriors: npt.NDArray[np.float64]
+
+    @property
+    def decisions(self) -> npt.NDArray[np.int8]:
+        """(N, C): 1 where the posterior reaches the threshold."""
+        return (self.posteriors >= THRESHOLD).astype(np.int8)
+
+    def data(self) -> dict[str, Any]:
+        """Everything, for ``--json``."""
+        return {
+            "classes": self.classes,
+            "image_id": self.image_id,
+            "logit": self.logits,
+            "posterior": self.posteriors,
+            "decision": self.decisions,
+        }
+
+
+def write_table(path: Path, table: PredictionTable) -> None:
+    """Write ``image_id``, then logit, posterior and decision of each class, as CSV or Parquet by the name's ending.
+
+    In CSV, numbers have as many digits as it takes to read back the same float32 logit and float64 posterior.
+    """
+    with replacing(path) as part:
+        if path.suffix.lower() == ".csv":
+            _write_csv(part, _arrow(table))
+        else:
+            _write_parquet(part, _arrow(table))
+
+
+def _arrow(table: PredictionTable) -> pa.Table:
+    import pyarrow as pa
+
+    columns: dict[str, pa.Array] = {"image_id": pa.array(table.image_id, pa.string())}
+    decisions = table.decisions
+    for index, name in enumerate(table.classes):
+        for ending, values in ((LOGIT, table.logits), (POSTERIOR, table.posteriors), (DECISION, decisions)):
+            columns[name + ending] = pa.array(np.ascontiguousarray(values[:, index]))
+    return pa.table(columns)
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, path)
+
+
+def _write_csv(path: Path, table: pa.Table) -> None:
+    from pyarrow import csv as arrow_csv
+
+    # Arrow quotes every text or none; names of images and classes need quotes only where they hold a separator.
+    special = any(mark in name for name in table["image_id"].to_pylist() for mark in '",\r\n')
+    options = arrow_csv.WriteOptions(include_header=False, quoting_style="needed" if special else "none")
+    header = io.StringIO()
+    csv.writer(header, lineterminator="\n").writerow(table.column_names)
+    with path.open("wb") as file:
+        file.write(header.getvalue().encode())
+        arrow_csv.write_csv(table, file, options)
+
+
+def overview(table: PredictionTable) -> Table:
+    """What was found in the first images, and what comes next in likelihood."""
+    rows = []
+    for name, posteriors in zip(table.image_id[:SHOWN], table.posteriors[:SHOWN], strict=True):
+        order = np.argsort(-posteriors, kind="stable")
+        found = order[posteriors[order] >= THRESHOLD]
+        following = order[len(found) : len(found) + 2]
+        present, likely = (_listed(table.classes, posteriors, chosen) for chosen in (found, following))
+        rows.append((name, present or "-", likely))
+    rest = len(table.image_id) - len(rows)
+    note = f"and {rest:,} more images; " if rest else ""
+    return Table(
+        ("image", f"findings (posterior >= {THRESHOLD})", "next in likelihood"),
+        tuple(rows),
+        note=f"{note}`-o FILE.csv` writes every logit, posterior and decision",
+    )
+
+
+def _listed(classes: Sequence[str], posteriors: npt.NDArray[np.float64], chosen: npt.NDArray[np.int64]) -> str:
+    return ", ".join(f"{classes[index]} {posteriors[index]:.2f}" for index in chosen)
