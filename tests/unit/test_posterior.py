@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, so
 
 from cxrlt_cli.contracts import ClassStats
 from cxrlt_cli.errors import PluginError, RunError
-from cxrlt_cli.posterior import Link, derive, link_tensors, read_link
+from cxrlt_cli.posterior import Link, derive, link_tensors, posterior_of, read_link
 from cxrlt_plugins.losses import asl, bce, ldam
 
 STATS = ClassStats(("Effusion", "Mass", "Hernia"), (500, 40, 5), (500, 960, 995))
@@ -389,6 +389,13 @@ def test_posteriors_of_extreme_logits_stay_probabilities() -> None:
 def test_a_missing_logit_stays_missing() -> None:
     link = derive(bce.build(STATS), ONES, ONES)
     assert np.isnan(link.posterior(np.array([[0.0, np.nan, 1.0]]))).tolist() == [[False, True, False]]
+
+
+def test_without_a_link_logits_are_taken_for_log_odds() -> None:
+    link = derive(bce.build(STATS), WEIGHTS, ONES)
+    assert np.array_equal(posterior_of(link, POINTS), link.posterior(POINTS))
+    np.testing.assert_allclose(posterior_of(None, POINTS.astype(np.float32)), sigmoid(POINTS), rtol=1e-5)
+    assert posterior_of(None, np.array([[-1e5, 1e5]])).tolist() == [[0.0, 1.0]]
 
 
 def test_link_survives_the_model_file(tmp_path) -> None:
