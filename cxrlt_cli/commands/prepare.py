@@ -7,10 +7,9 @@ command continues, and does nothing once all is done.
 from __future__ import annotations
 
 import csv
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,9 @@ from cxrlt_cli.artifacts import replacing, writable_directory, write_json, write
 from cxrlt_cli.contracts import PrepareRequest, Source, SourceTable
 from cxrlt_cli.data import assemble, audit, packing, plan, splits
 from cxrlt_cli.data.decode import Fit
+from cxrlt_cli.data.journal import append_journal
 from cxrlt_cli.data.manifest import SPLITS, Prepared, load_prepared, write_table
-from cxrlt_cli.data.shards import Layout, allocate, append_journal, finish, plan_layout
+from cxrlt_cli.data.shards import Layout, allocate, finish, plan_layout, settle
 from cxrlt_cli.engine.signals import NONE, TERMINATE, stop_requests
 from cxrlt_cli.errors import DataError, Interrupted, Terminated, UsageError
 from cxrlt_cli.events import Advanced, Emit, Finished, Notice, Result, Started, silent
@@ -123,13 +123,12 @@ def run(
         return _nothing_to_do(order)
     division = _divide(order, table, np.arange(len(table.image_id)), ())  # what cannot be split fails before work
     layout = plan_layout(out / "images", size, len(table.image_id))
-    plan.check_disk(out, layout)
     if dry_run:
         return _forecast(order, table, division.split, layout, state)
     writable_directory(out)
-    with _alone(out):
+    with plan.alone(out):
         if state == "new":
-            _start_anew(out, wanted)
+            plan.start_anew(out, wanted)
         packed = _pack(order, origin, layout)
         _check_quarantine(order, table, packed)
         _write(order, table, layout, packed, wanted)
@@ -163,31 +162,6 @@ def _settings(order: _Order) -> dict[str, object]:
     }
 
 
-# -- the directory -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep a second ``cxrlt prepare`` out of the directory."""
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError("another cxrlt prepare is at work here", where=str(out), cure="Wait for it.") from None
-        except OSError:  # a file system without locks: nobody is kept out, nothing else is lost
-            pass
-        try:
-            yield
-        finally:
-            (out / ".lock").unlink(missing_ok=True)
-
-
-def _start_anew(out: Path, wanted: Mapping[str, Any]) -> None:
-    for path in [out / plan.JOURNAL, *(out / "images").glob("*.npy*")]:
-        path.unlink(missing_ok=True)
-    write_json(out / plan.PLAN, wanted)
-
-
 # -- packing -------------------------------------------------------------------------------------------------------
 
 
@@ -197,8 +171,9 @@ def _pack(order: _Order, origin: Source, layout: Layout) -> _Packed:
     sizes = None if table.path is None else _file_sizes(table.path, order.emit)
     before = plan.packed_rows(order.out, layout, sizes)
     todo = np.setdiff1d(np.arange(layout.total), before["index"])
-    if sizes is not None:
-        _check_missing(order, table, todo[sizes[todo] < 0])
+    missing = todo[sizes[todo] < 0] if sizes is not None else todo[:0]
+    _check_missing(order, table, missing)
+    plan.check_disk(order.out, layout, layout.total - len(missing))
     allocate(layout)
     order.emit(Started("pack", layout.total, done=len(before)))
     records = [before]
@@ -305,7 +280,10 @@ def _write(order: _Order, table: SourceTable, layout: Layout, packed: _Packed, w
     """Everything but the images; ``dataset.json`` comes last and makes the dataset complete."""
     same = audit.equal_groups(packed.records["pixel_sha256"])
     division = _divide(order, table, packed.rows, same)
-    rows = assemble.manifest(table, packed.records, division, layout, order.source)
+    layout, places = settle(layout, packed.rows)
+    rows = assemble.manifest(
+        table, packed.records, division=division, layout=layout, places=places, source=order.source
+    )
     duplicates = _duplicates(order, rows, same, table.labels[packed.rows])
     further = {
         "quarantined": len(packed.refused),

@@ -24,15 +24,22 @@ if TYPE_CHECKING:
 
 
 def manifest(
-    table: SourceTable, records: npt.NDArray[np.void], division: Division, layout: Layout, source: str
+    table: SourceTable,
+    records: npt.NDArray[np.void],
+    *,
+    division: Division,
+    layout: Layout,
+    places: npt.NDArray[np.int64],
+    source: str,
 ) -> pa.Table:
     """The manifest of the packed rows, in the order of the source's table.
 
     Args:
         table: the source's table.
-        records: of the packed rows (``shards.RECORD``), by rising index.
+        records: of the n packed rows (``journal.RECORD``), by rising index.
         division: of the packed rows.
-        layout: where they lie.
+        layout: of the shards.
+        places: (n,) where each packed row lies in the layout.
         source: its name, which stands in for the path of drawn images.
     """
     rows = records["index"].tolist()
@@ -49,8 +56,8 @@ def manifest(
         "path": taken(table.path, f"{source}:"),
         "sha256": _hexadecimal(records["sha256"]),
         "pixel_sha256": _hexadecimal(records["pixel_sha256"]),
-        "shard": records["index"] // layout.per_shard,
-        "row": records["index"] % layout.per_shard,
+        "shard": places // layout.per_shard,
+        "row": places % layout.per_shard,
         **{name: records[name] for name in ("file_size", "width", "height", "bits", "crc32")},
         **({"fold": division.fold} if division.fold is not None else {}),
         **{name: taken(values) for name, values in further_columns(table).items()},

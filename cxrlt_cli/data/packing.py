@@ -24,7 +24,8 @@ from cxrlt_cli.contracts import Source
 from cxrlt_cli.errors import CxrltError, DataError, PluginError
 
 from .decode import Fit, Unreadable, decode, pixel_hash
-from .shards import RECORD, Layout, ShardWriter
+from .journal import RECORD
+from .shards import Layout, ShardWriter
 
 #: Fewer images are packed in this process: starting others would take longer.
 FEW = 64
@@ -55,7 +56,7 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Some packed rows (``shards.RECORD``), and the rows that could not be, with the reason."""
+    """Some packed rows (``journal.RECORD``), and the rows that could not be, with the reason."""
 
     records: npt.NDArray[np.void]
     refused: tuple[tuple[int, str], ...]

@@ -6,26 +6,32 @@ then moves into ``dataset.json``. Work is continued, or found done, only under t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.artifacts import read_json
+from cxrlt_cli.artifacts import read_json, write_json
 from cxrlt_cli.contracts import SourceTable
 from cxrlt_cli.errors import DataError, RunError
 
+from .journal import RECORD, read_journal
 from .manifest import FORMAT, read_info
-from .shards import RECORD, Layout, ShardWriter, read_journal
+from .shards import Layout, ShardWriter
 
-PLAN, JOURNAL = "plan.json", "journal"
+PLAN, JOURNAL, LOCK = "plan.json", "journal", ".lock"
 
 State = Literal["new", "unfinished", "done"]
+
+#: Bytes for the manifest, the journal and the report, and for other programs.
+_SPARE = 64 << 20
 
 _ELSEWHERE = "Choose another output directory, or delete this one to prepare it anew."
 
@@ -110,6 +116,33 @@ def _shown(value: object) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
+def start_anew(out: Path, plan: Mapping[str, Any]) -> None:
+    """Write the plan, and remove what an attempt that packed nothing may have left."""
+    for path in [out / JOURNAL, *(out / "images").glob("*.npy*")]:
+        path.unlink(missing_ok=True)
+    write_json(out / PLAN, plan)
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep a second ``cxrlt prepare`` out of the directory.
+
+    Raises:
+        DataError: one is at work there.
+    """
+    with (out / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError("another cxrlt prepare is at work here", where=str(out), cure="Wait for it.") from None
+        except OSError:  # a file system without locks: nobody is kept out, nothing else is lost
+            pass
+        try:
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)
+
+
 def packed_rows(out: Path, layout: Layout, sizes: npt.NDArray[np.int64] | None) -> npt.NDArray[np.void]:
     """The journal's records whose rows are whole on disk, the last one of each row.
 
@@ -132,15 +165,15 @@ def packed_rows(out: Path, layout: Layout, sizes: npt.NDArray[np.int64] | None) 
     return records[keep]
 
 
-def check_disk(out: Path, layout: Layout) -> None:
-    """Check that the shards fit on the disk.
+def check_disk(out: Path, layout: Layout, images: int) -> None:
+    """Check that ``images`` images of a layout fit on the disk.
 
     Raises:
         DataError: they do not.
     """
     parent = next(path for path in (out, *out.absolute().parents) if path.exists())
     there = sum(path.stat().st_blocks * 512 for path in layout.folder.glob("*.npy*"))
-    needed = int((layout.nbytes - there) * 1.02) + (16 << 20)
+    needed = max(0, images * layout.size**2 - there) + _SPARE
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise DataError(

@@ -13,10 +13,10 @@ import io
 import os
 import threading
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,21 +32,6 @@ SHARD_BYTES = 256 << 20
 MAX_SHARDS = 256
 #: Buffers one ``preadv`` call takes (IOV_MAX on Linux is 1024).
 MAX_BUFFERS = 512
-
-#: What is known of a packed image: one entry of the journal.
-RECORD = np.dtype(
-    [
-        ("index", "<i8"),  # row of the source table
-        ("file_size", "<i8"),  # bytes; 0 for drawn images
-        ("crc32", "<u4"),  # of the packed pixels
-        ("width", "<i4"),
-        ("height", "<i4"),
-        ("bits", "<i4"),
-        ("sha256", "u1", (32,)),  # of the file; zeros for drawn images
-        ("pixel_sha256", "u1", (32,)),  # of the original grey values
-        ("check", "<u4"),  # CRC-32 of the fields above
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +104,46 @@ def allocate(layout: Layout) -> None:
             file.truncate(size)
 
 
+def settle(layout: Layout, indices: npt.NDArray[np.int64]) -> tuple[Layout, npt.NDArray[np.int64]]:
+    """Close the gaps that unreadable images left: rows from the end move there.
+
+    Nothing a journal refers to is overwritten, so that it can be interrupted.
+
+    Args:
+        layout: as it was allocated.
+        indices: (n,) the rows that are there, ascending.
+
+    Returns:
+        The layout of n rows, and where each of ``indices`` lies in it, (n,).
+    """
+    count = len(indices)
+    places = indices.copy()
+    gaps = np.setdiff1d(np.arange(count), indices)
+    movers = np.flatnonzero(indices >= count)
+    with ShardWriter(layout) as writer:
+        for gap, mover in zip(gaps.tolist(), movers.tolist(), strict=True):
+            writer.copy(int(indices[mover]), gap)
+            places[mover] = gap
+    return replace(layout, total=count), places
+
+
 def finish(layout: Layout) -> None:
-    """Flush every shard to disk and give it its final name."""
+    """Give every shard its final size and name, flushed to disk; shards beyond the layout are removed."""
     for shard in range(layout.shards):
-        if not layout.part(shard).exists():
-            continue
-        with layout.part(shard).open("rb") as file:
+        part = layout.part(shard)
+        path = part if part.exists() else layout.path(shard)
+        header = layout.header(shard)
+        with path.open("r+b") as file:
+            if file.read(len(header)) != header:
+                file.seek(0)
+                file.write(header)
+            file.truncate(layout.file_bytes(shard))
+            file.flush()
             os.fsync(file.fileno())
-        os.replace(layout.part(shard), layout.path(shard))
+        os.replace(path, layout.path(shard))
+    for path in layout.folder.glob("*.npy*"):
+        if int(path.name[:5]) >= layout.shards:
+            path.unlink()
 
 
 class _Files:
@@ -173,8 +190,15 @@ class ShardWriter:
 
     def checksum(self, index: int) -> int:
         """The CRC-32 of a row as it lies on disk."""
+        return zlib.crc32(self._read(index))
+
+    def copy(self, index: int, to: int) -> None:
+        """Write row ``index`` at the place of row ``to`` as well."""
+        self.write(to, np.frombuffer(self._read(index), np.uint8))
+
+    def _read(self, index: int) -> bytes:
         descriptor, offset = self._place(index)
-        return zlib.crc32(os.pread(descriptor, self._layout.size**2, offset))
+        return os.pread(descriptor, self._layout.size**2, offset)
 
     def _place(self, index: int) -> tuple[int, int]:
         layout = self._layout
@@ -193,40 +217,6 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-# -- the journal ---------------------------------------------------------------------------------------------------
-
-
-def append_journal(file: BinaryIO, records: npt.NDArray[np.void]) -> None:
-    """Append ``records`` (of dtype ``RECORD``) with their check values, and hand them to the operating system."""
-    sealed = records.copy()
-    sealed["check"] = _checks(sealed)
-    file.write(sealed.tobytes())
-    file.flush()
-
-
-def read_journal(path: Path) -> npt.NDArray[np.void]:
-    """The whole records of a journal, up to the first torn or damaged one; an absent file has none.
-
-    The file is cut there, so that new records follow whole ones.
-    """
-    if not path.exists():
-        return np.zeros(0, RECORD)
-    data = path.read_bytes()
-    records = np.frombuffer(data, RECORD, len(data) // RECORD.itemsize)
-    bad = np.flatnonzero(records["check"] != _checks(records))
-    good = int(bad[0]) if len(bad) else len(records)
-    if good * RECORD.itemsize < len(data):
-        os.truncate(path, good * RECORD.itemsize)
-    return records[:good].copy()
-
-
-def _checks(records: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
-    body = RECORD.itemsize - RECORD["check"].itemsize
-    data = memoryview(records.tobytes())
-    step = RECORD.itemsize
-    return np.array([zlib.crc32(data[i * step : i * step + body]) for i in range(len(records))], np.uint32)
 
 
 # -- reading -------------------------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ def assign(
     amounts = _amounts(labels, patient)
     if len(amounts) < len(shares):
         raise DataError(
-            f"{len(amounts)} patients cannot be shared out to {len(shares)} parts ({', '.join(names)})",
-            cure="Ask for fewer parts with --split or --folds.",
+            f"the patients, {len(amounts)} in all, cannot be shared out to {len(shares)} parts ({', '.join(names)})",
+            cure="Ask for fewer parts with --split or --folds; --split dev=0 keeps all images for training.",
         )
     part = _place(amounts, _order(amounts, labels.shape[1], seed), np.asarray(shares, np.float64))
     _fill_empty(part, amounts[:, -1], len(shares))

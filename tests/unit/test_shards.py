@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from cxrlt_cli.data import shards
-from cxrlt_cli.data.shards import RECORD, Layout, Reader, ShardWriter, allocate, append_journal, finish, read_journal
+from cxrlt_cli.data.journal import RECORD, append_journal, read_journal
+from cxrlt_cli.data.shards import Layout, Reader, ShardWriter, allocate, finish, settle
 from cxrlt_cli.errors import DataError
 
 SIZE = 16
@@ -203,6 +204,34 @@ def test_finishing_twice_is_harmless(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(layout.path(1)), pixels[10:])
 
 
+@pytest.mark.parametrize("gone", [[], [0], [29], [3, 4, 5, 28], list(range(25)), list(range(5, 30))])
+def test_gaps_are_filled_from_the_end(tmp_path: Path, gone: list[int]) -> None:
+    pixels = images(30)
+    layout = Layout(tmp_path / "images", SIZE, 30, 10)
+    kept = np.setdiff1d(np.arange(30), gone)
+    allocate(layout)
+    with ShardWriter(layout) as writer:
+        for index in kept.tolist():
+            writer.write(index, pixels[index])
+    final, places = settle(layout, kept)
+    finish(final)
+    assert sorted(places.tolist()) == list(range(len(kept)))
+    stored = np.concatenate([np.load(path) for path in sorted(layout.folder.iterdir())])
+    np.testing.assert_array_equal(stored[places], pixels[kept])
+    assert sum(path.stat().st_size for path in layout.folder.iterdir()) == final.nbytes
+
+
+def test_filling_gaps_spares_what_the_journal_refers_to(tmp_path: Path) -> None:
+    pixels = images(30)
+    layout = Layout(tmp_path, SIZE, 30, 10)
+    kept = np.setdiff1d(np.arange(30), [2, 11])
+    allocate(layout)
+    with ShardWriter(layout) as writer:
+        crc = [writer.write(index, pixels[index]) for index in kept.tolist()]
+        settle(layout, kept)
+        assert [writer.checksum(index) for index in kept.tolist()] == crc
+
+
 def test_shards_stay_few(tmp_path: Path) -> None:
     large = shards.plan_layout(tmp_path, 1024, 1_000_000)
     assert large.shards <= shards.MAX_SHARDS
@@ -264,8 +293,8 @@ def test_a_killed_writer_loses_only_the_row_in_flight(tmp_path: Path) -> None:
         import os, signal
         from pathlib import Path
         import numpy as np
-        from cxrlt_cli.data.shards import *
-        from cxrlt_cli.data.shards import RECORD
+        from cxrlt_cli.data.journal import RECORD, append_journal
+        from cxrlt_cli.data.shards import Layout, ShardWriter, allocate
         layout = Layout(Path({str(tmp_path)!r}) / "images", {SIZE}, 30, 10)
         allocate(layout)
         writer = ShardWriter(layout)

@@ -134,7 +134,7 @@ def test_three_patients_fill_three_splits() -> None:
 
 
 def test_fewer_patients_than_parts_is_an_error() -> None:
-    with pytest.raises(DataError, match="2 patients cannot be shared out to 3 parts"):
+    with pytest.raises(DataError, match="2 in all, cannot be shared out to 3 parts"):
         split_rows(np.zeros((4, 2), np.int8), ["a", "a", "b", "b"], SHARES, 0)
 
 
