@@ -1,8 +1,8 @@
 """Draw the contact sheets of ``docs/phantoms.md``: every class beside a Normal of the same body.
 
-    python docs/make_contact_sheet.py [--size 128] [--out docs/images]
+    python docs/make_contact_sheet.py [--size 104] [--out docs/images]
 
-A row is a class. Its first picture is a body without findings, the second the same body with the finding; four other
+A row is a class. Its first picture is a body without findings, the second the same body with the finding; three other
 bodies follow, the finding growing more severe to the right. Drawings, not clinical data.
 """
 
@@ -20,7 +20,7 @@ from cxrlt_plugins.datasets.phantom_art.vocabulary import FINDINGS
 if TYPE_CHECKING:
     from PIL import Image
 
-SEVERITIES = (0.5, 0.15, 0.4, 0.7, 1.0)
+SEVERITIES = (0.6, 0.15, 0.5, 1.0)
 BAND, GAP = 14, 4
 
 
@@ -28,7 +28,7 @@ def example(name: str, view: str, column: int, severity: float | None) -> Case:
     """The case shown in one cell; column 0 and 1 share a body."""
     body = 40 * FINDINGS.index(name) + max(column, 1)
     sex, age = "FM"[body % 2], 38.0 + (body * 17) % 50
-    seen = "AP" if view == "frontal" and column == 4 else {"frontal": "PA"}.get(view, view)
+    seen = "AP" if view == "frontal" and column == 3 else {"frontal": "PA"}.get(view, view)
     findings = {} if severity is None else {name: severity}
     return Case(7, body, body, 0, seen, sex, age, findings)
 
@@ -44,7 +44,7 @@ def contact_sheet(names: tuple[str, ...], view: str, size: int = 128, columns: i
     write = ImageDraw.Draw(sheet)
     for place, name in enumerate(names):
         left, top = (place // rows) * block, (place % rows) * (size + BAND)
-        write.text((left, top + 1), f"{name}  (first: the same body without it)", fill=0)
+        write.text((left, top + 1), f"{name}  (first: without it)", fill=0)
         for column, severity in enumerate(shown):
             picture = render(example(name, view, column, severity), size)
             sheet.paste(Image.fromarray(picture), (left + column * size, top + BAND))
@@ -66,15 +66,15 @@ def overview(size: int = 128, rows: int = 3, columns: int = 8) -> Image.Image:
 def main() -> None:
     """Write the sheets the documentation shows."""
     options = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    options.add_argument("--size", type=int, default=128)
+    options.add_argument("--size", type=int, default=104)
     options.add_argument("--out", type=Path, default=Path("docs/images"))
     options.add_argument("--names", nargs="*", default=list(FINDINGS))
     chosen = options.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
-    overview(chosen.size).save(chosen.out / "phantom-overview.jpg", quality=80)
+    overview(chosen.size).save(chosen.out / "phantom-overview.jpg", quality=70, optimize=True)
     for view in ("frontal", "lateral"):
         sheet = contact_sheet(tuple(chosen.names), view, chosen.size)
-        sheet.save(chosen.out / f"phantom-{view}.jpg", quality=72)
+        sheet.save(chosen.out / f"phantom-{view}.jpg", quality=62, optimize=True)
 
 
 if __name__ == "__main__":

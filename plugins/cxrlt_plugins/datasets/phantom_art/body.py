@@ -58,23 +58,24 @@ def make_body(view: str, sex: str, age: float, patient: np.random.Generator, stu
     male = sex == "M"
     build, habitus, tall = patient.normal(), patient.normal(), patient.normal()
     old = np.clip((age - 45.0) / 45.0, 0.0, 1.0)
-    breath = float(np.clip(study.normal(0.0, 0.8), -1.8, 1.5)) - (1.2 if view == "AP" else 0.0)
+    breath = float(np.clip(study.normal(0.0, 0.95), -2.0, 1.7)) - (1.2 if view == "AP" else 0.0)
     width = (13.6 if male else 12.4) + 0.6 * build
     dome = 10.6 + 0.5 * tall + 0.7 * breath
     fat = float(np.clip(3.0 + 1.3 * habitus, 1.2, 6.5))
-    ratio = patient.normal(0.445, 0.022) + 0.012 * old + (0.03 if view == "AP" else 0.0) - 0.006 * breath
-    heart = float(np.clip(ratio, 0.36, 0.5)) * 2.0 * width
+    ratio = patient.normal(0.447, 0.026) + 0.012 * old + (0.03 if view == "AP" else 0.0) - 0.006 * breath
+    heart = float(np.clip(ratio, 0.36, 0.525 if view == "AP" else 0.505)) * 2.0 * width
     right = heart * patient.uniform(0.29, 0.35)
+    raised = float(np.clip(patient.normal(0.9, 0.5), -0.3, 2.1))  # the right dome above the left
     body = Body(
         sex=sex, age=age, view=view, half_width=width, apex=-10.3 - 0.3 * tall, fat=fat,
-        dome_right=dome, dome_left=dome + patient.uniform(0.3, 1.4), heart_right=right, heart_left=heart - right,
+        dome_right=dome, dome_left=dome + raised, heart_right=right, heart_left=heart - right,
         sulcus=patient.uniform(3.4, 4.6), heart_y=6.3 + 0.3 * breath, rib_spacing=patient.uniform(2.25, 2.6),
     )  # fmt: skip
     body.breast = 0.0 if male else float(patient.uniform(0.25, 1.0))
     body.breast_y = patient.uniform(6.0, 9.5)
     body.knob = 1.45 + 0.35 * old + 0.12 * patient.normal()
-    body.unfolding = 0.2 * old
-    body.hilum = float(np.clip(1.0 + 0.08 * patient.normal(), 0.8, 1.2))
+    body.unfolding = float(np.clip(0.25 * old + 0.06 * patient.normal(), 0.0, 0.42))
+    body.hilum = float(np.clip(1.0 + 0.1 * patient.normal(), 0.8, 1.25))
     body.mediastinum = float(np.clip(2.5 + 0.25 * habitus + (0.5 if view == "AP" else 0.0), 2.0, 3.8))
     body.rib_slope = float(np.clip(1.0 + 0.18 * patient.normal() - (0.2 if view == "AP" else 0.0), 0.5, 1.5))
     body.rib_phase = patient.uniform(0.0, 1.0)
@@ -90,7 +91,7 @@ def make_body(view: str, sex: str, age: float, patient: np.random.Generator, stu
 
 
 def _cardiomegaly(body: Body, severity: float, rng: np.random.Generator) -> None:
-    ratio = 0.53 + 0.15 * severity + (0.02 if body.view == "AP" else 0.0)
+    ratio = 0.52 + 0.16 * severity + (0.02 if body.view == "AP" else 0.0)
     total = max(ratio * 2.0 * body.half_width, body.heart_left + body.heart_right + 1.0)
     share = rng.uniform(0.27, 0.37)
     body.heart_right, body.heart_left = total * share, total * (1.0 - share)
@@ -98,7 +99,7 @@ def _cardiomegaly(body: Body, severity: float, rng: np.random.Generator) -> None
 
 
 def _hyperinflated(body: Body, severity: float, rng: np.random.Generator) -> None:
-    drop = 1.3 + 2.0 * severity
+    drop = 0.9 + 2.3 * severity
     body.dome_right, body.dome_left = body.dome_right + drop, body.dome_left + drop * rng.uniform(0.85, 1.0)
     body.doming = 0.62 - 0.5 * severity
     body.heart_right, body.heart_left = body.heart_right * (1 - 0.15 * severity), body.heart_left * (1 - 0.2 * severity)
@@ -110,18 +111,18 @@ def _hyperinflated(body: Body, severity: float, rng: np.random.Generator) -> Non
 
 
 def _hypoexpansion(body: Body, severity: float, rng: np.random.Generator) -> None:
-    rise = 2.2 + 2.8 * severity
+    rise = 1.6 + 3.2 * severity
     body.dome_right, body.dome_left = body.dome_right - rise, body.dome_left - rise * rng.uniform(0.9, 1.1)
     body.heart_y -= 0.45 * rise
     body.heart_left *= 1.04 + 0.05 * severity
     body.heart_right *= 1.04 + 0.05 * severity
     body.lucency *= 0.92 - 0.1 * severity
-    body.markings *= 1.15 + 0.35 * severity
+    body.markings *= 1.08 + 0.4 * severity
     body.mediastinum *= 1.1
 
 
 def _hemidiaphragm(body: Body, severity: float, rng: np.random.Generator) -> None:
-    rise = 2.6 + 3.6 * severity
+    rise = 1.8 + 3.9 * severity
     if rng.random() < 0.42 or body.bad_side < 0:
         body.dome_right -= rise
     else:
@@ -130,28 +131,28 @@ def _hemidiaphragm(body: Body, severity: float, rng: np.random.Generator) -> Non
 
 
 def _kyphosis(body: Body, severity: float, rng: np.random.Generator) -> None:
-    body.kyphosis = 0.65 + 0.9 * severity
-    body.apex += 0.6 + 1.6 * severity
-    body.rib_slope *= 1.25 + 0.5 * severity
+    body.kyphosis = 0.48 + 1.05 * severity
+    body.apex += 0.3 + 1.8 * severity
+    body.rib_slope *= 1.1 + 0.6 * severity
     body.rib_spacing *= 0.95 - 0.1 * severity
-    body.thorax_depth *= 1.05 + 0.1 * severity
-    body.mediastinum *= 1.06 + 0.12 * severity
+    body.thorax_depth *= 1.02 + 0.12 * severity
+    body.mediastinum *= 1.02 + 0.12 * severity
     body.heart_y -= 0.5 * severity
 
 
 def _aorta(body: Body, severity: float, rng: np.random.Generator) -> None:
-    body.unfolding = max(body.unfolding, 0.45 + 0.65 * severity)
-    body.knob *= 1.12 + 0.35 * severity
+    body.unfolding = max(body.unfolding, 0.38 + 0.7 * severity)
+    body.knob *= 1.07 + 0.38 * severity
 
 
 def _hila(body: Body, severity: float, rng: np.random.Generator) -> None:
-    body.hilum = max(body.hilum, 1.0) * (1.4 + 0.75 * severity)
+    body.hilum = max(body.hilum, 1.0) * (1.25 + 0.8 * severity)
 
 
 def _emphysema(body: Body, severity: float, rng: np.random.Generator) -> None:
-    body.lucency *= 1.06 + 0.1 * severity
-    body.markings *= 0.75 - 0.35 * severity
-    body.doming = min(body.doming, 0.75 - 0.35 * severity)
+    body.lucency *= 1.02 + 0.12 * severity
+    body.markings *= 0.9 - 0.45 * severity
+    body.doming = min(body.doming, 0.85 - 0.45 * severity)
     body.dome_right += 0.8 * severity
     body.dome_left += 0.8 * severity
 
@@ -160,7 +161,7 @@ def _fracture(body: Body, severity: float, rng: np.random.Generator) -> None:
     side, u = body.bad_side, rng.uniform(0.68, 0.93)
     first = rng.uniform(-2.0, 7.5)
     for number in range(1 + int(rng.random() < 0.6) + int(rng.random() < 0.35)):
-        step = (0.3 + 0.45 * severity) * (-1.0, 1.0)[rng.random() < 0.5]
+        step = (0.45 + 0.55 * severity) * (-1.0, 1.0)[rng.random() < 0.5]
         body.rib_steps.append((side, u + rng.uniform(-0.04, 0.04), first + number * body.rib_spacing, step))
 
 

@@ -46,7 +46,7 @@ def heart_profile(body: Body, side: int) -> Floats:
     out, widest = (body.heart_right, body.heart_y) if side < 0 else (body.heart_left, body.heart_y + 2.0)
     start = 1.0 if side < 0 else 0.6
     t = np.clip((AXIS - start) / (widest - start), 0.0, 1.0)
-    swell = (1.0 - (1.0 - t) ** 2.1) ** 0.9 * smooth((AXIS - start + 0.3) / 2.0)
+    swell = (1.0 - (1.0 - t) ** 1.8) ** 1.05 * smooth((AXIS - start + 0.3) / 2.5)
     return np.asarray(m + max(out - m, 0.2) * swell * (1.0 - 0.22 * smooth((AXIS - widest) / 4.5)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import AXIS, Array, Window, smooth
+from .canvas import AXIS, Array, Floats, Window, smooth
 from .place import a_side, arc, lung_point, lung_points
 from .scene import Scene
 
@@ -17,8 +17,8 @@ def nodule(scene: Scene, severity: float, rng: np.random.Generator) -> None:
         side, radius = a_side(scene, rng), (0.5 + 0.75 * severity) * (1.0 if number == 0 else rng.uniform(0.6, 1.0))
         x, y = lung_point(scene, rng, side, margin=radius + 0.3)
         at, mask = scene.canvas.ellipse(x, y, radius, radius * rng.uniform(0.85, 1.15), edge=0.45)
-        scene.fill(at, mask, 0.2)
-        scene.add(at, mask, 0.06 + 0.09 * severity)
+        scene.fill(at, mask, 0.24)
+        scene.add(at, mask, 0.1 + 0.1 * severity)
 
 
 def mass(scene: Scene, severity: float, rng: np.random.Generator) -> None:
@@ -86,25 +86,31 @@ def interstitial(scene: Scene, severity: float, rng: np.random.Generator) -> Non
 
 def bronchiectasis(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """Rings and tram lines of widened bronchi, gathered in one or two zones."""
+    walls = scene.canvas.zeros()
     for _ in range(1 + int(rng.random() < 0.55)):
         side = a_side(scene, rng)
         x, y = lung_point(scene, rng, side, top=0.45, bottom=0.95, margin=2.0)
-        spread = 1.5 + 1.0 * severity
+        lines = []
         for _ in range(int(5 + 8 * severity)):
+            spread = 1.5 + 1.0 * severity
             cx, cy = x + rng.normal(0.0, spread), y + rng.normal(0.0, spread)
             radius = rng.uniform(0.35, 0.6 + 0.35 * severity)
             if rng.random() < 0.6:
-                scene.canvas.lines(
-                    scene.marks, arc((cx, cy), (radius, radius), 0.0, 6.3, 15), 0.2, 0.12 + 0.07 * severity
-                )
+                lines.append(arc((cx, cy), (radius, radius), 0.0, 6.3, 15))
                 at, mask = scene.canvas.ellipse(cx, cy, 0.75 * radius, 0.75 * radius, edge=0.3)
                 scene.air[at] += 0.06 * mask * scene.lung[at]
             else:
                 away = np.arctan2(cy - 1.0, cx - 2.5 * side) + rng.normal(0.0, 0.25)
-                t = np.linspace(-1.1, 1.1, 5)[:, None] * np.array([np.cos(away), np.sin(away)])
-                across = 0.5 * radius * np.array([-np.sin(away), np.cos(away)])
-                pair = np.stack([np.array([cx, cy]) + t + across, np.array([cx, cy]) + t - across])
-                scene.canvas.lines(scene.marks, pair, 0.2, 0.11 + 0.07 * severity)
+                lines += _tram(np.array([cx, cy]), float(away), 0.5 * radius)
+        scene.canvas.lines(walls, np.stack(lines), 0.24, 0.16 + 0.08 * severity)
+    scene.marks += walls * scene.lung
+
+
+def _tram(centre: Floats, away: float, half_width: float) -> list[Floats]:
+    """The two walls of a bronchus seen from the side, running in the direction ``away``."""
+    along = np.linspace(-1.1, 1.1, 15)[:, None] * np.array([np.cos(away), np.sin(away)])
+    across = half_width * np.array([-np.sin(away), np.cos(away)])
+    return [centre + along + across, centre + along - across]
 
 
 def atelectasis(scene: Scene, severity: float, rng: np.random.Generator) -> None:
@@ -134,7 +140,7 @@ def emphysema(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """Black upper zones, bullae with hair-thin walls; the flat diaphragm is part of the body."""
     for side in (-1, 1):
         for _ in range(1 + int(rng.random() < 0.4 + 0.6 * severity) + int(2.0 * severity * rng.random())):
-            radius = rng.uniform(1.1, 1.8 + 1.5 * severity)
+            radius = rng.uniform(0.8, 1.4 + 1.9 * severity)
             x, y = lung_point(scene, rng, side, top=0.0, bottom=0.55, margin=0.8 * radius)
             rx, ry = radius * rng.uniform(0.8, 1.1), radius * rng.uniform(0.9, 1.3)
             at, mask = scene.canvas.ellipse(x, y, rx, ry, edge=0.5)
@@ -143,7 +149,7 @@ def emphysema(scene: Scene, severity: float, rng: np.random.Generator) -> None:
             wall = arc((x, y), (rx, ry), rng.uniform(0.0, 6.3), rng.uniform(8.0, 11.0), 24)
             scene.canvas.lines(scene.soft, wall, 0.12, 0.09 + 0.05 * severity)
     dark = scene.canvas.along_y(1.0 - smooth((AXIS - scene.body.apex - 4.0) / 9.0))
-    scene.air += (0.03 + 0.05 * severity) * dark * scene.lung * (1.0 - scene.heart)
+    scene.air += (0.015 + 0.06 * severity) * dark * scene.lung * (1.0 - scene.heart)
 
 
 def calcified(scene: Scene, severity: float, rng: np.random.Generator) -> None:

@@ -54,7 +54,7 @@ def _tracheal_tube(scene: Scene, severity: float, rng: np.random.Generator) -> N
     x = np.array([0.3, 1.4]) if scene.body.lateral else np.array([0.1, 0.0])
     middle = np.stack([np.linspace(x[0], x[1], 12), np.linspace(top, tip, 12)], axis=1)
     pair = np.stack([middle + np.array([0.38, 0.0]), middle - np.array([0.38, 0.0])])
-    scene.canvas.lines(scene.soft, pair, 0.18, 0.2 + 0.12 * severity)
+    scene.canvas.lines(scene.soft, pair, 0.2, 0.26 + 0.14 * severity)
     scene.canvas.lines(scene.soft, middle + np.array([0.3, 0.0]), 0.12, 0.18)
 
 
@@ -65,7 +65,7 @@ def _gastric_tube(scene: Scene, severity: float, rng: np.random.Generator) -> No
         path = through([(0.8, body.apex - 7.0), (2.4, 0.0), (3.4, 7.0), (1.0, low + 2.0), (-2.5, low + 3.5)], 50)
     else:
         path = through([(0.3, body.apex - 7.0), (0.5, -1.0), (0.9, 7.0), (2.2, low + 0.8), (5.5, low + 3.0)], 50)
-    scene.canvas.lines(scene.soft, path + 0.1 * rng.normal(), 0.24, 0.22 + 0.12 * severity)
+    scene.canvas.lines(scene.soft, path + 0.1 * rng.normal(), 0.26, 0.28 + 0.14 * severity)
 
 
 def _skin_leads(scene: Scene, severity: float, rng: np.random.Generator) -> None:
@@ -96,7 +96,7 @@ def central_line(scene: Scene, severity: float, rng: np.random.Generator) -> Non
         path = [(9.5, y + 2.6), (6.0, y + 1.2), (2.6, y + 3.4), (-1.4, -4.6), (-2.4, -2.0), tip]
     else:
         path = [(-16.0, -1.0), (-12.0, y + 4.0), (-6.0, y + 1.6), (-3.2, y + 2.8), cava, tip]
-    scene.canvas.lines(scene.soft, through(path, 48), 0.2 + 0.06 * severity, 0.18 + 0.15 * severity)
+    scene.canvas.lines(scene.soft, through(path, 48), 0.28 + 0.06 * severity, 0.28 + 0.18 * severity)
     if 0.4 <= route < 0.85 and rng.random() < 0.35:  # an implanted port
         x = -0.85 * body.thorax_depth if body.lateral else path[0][0]
         at, mask = scene.canvas.ellipse(x, y + 4.2, 1.0, 0.9, edge=0.2)
@@ -110,9 +110,9 @@ def sternotomy(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     y = np.linspace(body.apex + 3.5, body.apex + 3.5 + 2.1 * count, count) + 0.2 * rng.normal(size=count)
     for level in y:
         x = float(np.interp(level, AXIS, sternum_profile(body))) - 0.6 if body.lateral else 0.25 * rng.normal()
-        rx, ry = (0.3, 0.45) if body.lateral else (0.75, 0.4)
+        rx, ry = (0.4, 0.65) if body.lateral else (0.9, 0.5)
         loop = arc((x, level), (rx, ry * rng.uniform(0.7, 1.2)), 0.4, 5.9, 14)
-        canvas.lines(scene.soft, loop, 0.15, 0.42 + 0.16 * severity)
+        canvas.lines(scene.soft, loop, 0.24, 0.5 + 0.2 * severity)
     for _ in range(int(rng.random() < 0.35) * 4):
         at, mask = canvas.ellipse(
             rng.uniform(1.0, 4.5) * (-1.0 if body.lateral else 1.0), rng.uniform(-1.0, 5.0), 0.22, 0.12
@@ -129,8 +129,8 @@ def atheroma(scene: Scene, severity: float, rng: np.random.Generator) -> None:
         x, y = knob_centre(body)
         stop = rng.uniform(0.0, 0.9)
         path = arc((x, y), (0.95 * body.knob, 1.05 * body.knob), -2.3 - 0.5 * severity, stop, 22)
-    calcium = (0.26 + 0.3 * severity) * (0.65 + 0.35 * np.cos(rng.uniform(0.0, 6.0) + 2.0 * np.arange(len(path))))
-    scene.canvas.lines(scene.soft, path, 0.24 + 0.1 * severity, calcium)
+    calcium = (0.36 + 0.4 * severity) * (0.65 + 0.35 * np.cos(rng.uniform(0.0, 6.0) + 2.0 * np.arange(len(path))))
+    scene.canvas.lines(scene.soft, path, 0.33 + 0.12 * severity, calcium)
 
 
 def osteophytes(scene: Scene, severity: float, rng: np.random.Generator) -> None:
@@ -140,7 +140,7 @@ def osteophytes(scene: Scene, severity: float, rng: np.random.Generator) -> None
     strong = rng.random(len(levels)) < 0.45 + 0.5 * severity
     for y in levels[strong]:
         reach = (0.45 + 0.65 * severity) * rng.uniform(0.7, 1.2)
-        height = 0.14 + 0.16 * severity
+        height = 0.17 + 0.19 * severity
         if body.lateral:
             edge = float(np.interp(y, AXIS, spine_profile(body))) - 1.4
             beaks = [[(edge + 0.9, y - 0.3), (edge, y - 0.2), (edge - reach, y)]]
@@ -165,8 +165,8 @@ def callus(scene: Scene, severity: float, rng: np.random.Generator) -> None:
         if body.lateral:
             at, mask = canvas.ellipse(x - 0.6 - 6.0 * (1.0 - u), y, 0.8, 0.55, edge=0.5)
         else:
-            at, mask = canvas.ellipse(side * u * x, y, 0.75, 0.7, edge=0.9)
-        scene.bone[at] += (0.06 + 0.09 * severity) * mask
+            at, mask = canvas.ellipse(side * u * x, y, 0.85, 0.75, edge=0.8)
+        scene.bone[at] += (0.1 + 0.12 * severity) * mask
         if rng.random() < 0.5:
             at, mask = canvas.ellipse(side * u * x if not body.lateral else x - 1.0, y, 0.12, 0.6, angle=0.4, edge=0.2)
             scene.bone[at] -= (0.06 + 0.05 * severity) * mask
@@ -180,9 +180,9 @@ def hump(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     lean = 0.6 * rng.normal()
     chin = body.apex - 0.4 + 1.6 * severity - 3.0 * ((AXIS - lean) / 5.5) ** 2
     jaw = canvas.ramp(canvas.along_x(chin) - canvas.y, 0.9) * canvas.ramp(5.6 - np.abs(canvas.x - lean), 1.5)
-    scene.soft += (0.07 + 0.1 * severity) * jaw
+    scene.soft += (0.04 + 0.12 * severity) * jaw
     dense = smooth((AXIS - body.apex) / 3.0) * smooth((3.0 - AXIS) / 5.0)
-    scene.bone += (0.04 + 0.08 * severity) * canvas.along_y(dense) * canvas.ramp(2.3 - np.abs(canvas.x), 0.8)
+    scene.bone += (0.02 + 0.09 * severity) * canvas.along_y(dense) * canvas.ramp(2.3 - np.abs(canvas.x), 0.8)
 
 
 OTHER = {

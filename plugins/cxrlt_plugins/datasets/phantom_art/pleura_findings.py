@@ -40,9 +40,9 @@ def _fluid(scene: Scene, side: int, severity: float) -> None:
 def thickening(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """A rind along the chest wall or a cap over an apex."""
     canvas, body = scene.canvas, scene.body
-    side, thick = a_side(scene, rng), 0.45 + 1.0 * severity
+    side, thick = a_side(scene, rng), 0.55 + 1.25 * severity
     apical = rng.random() < 0.45
-    middle, reach = rng.uniform(0.0, 8.0), rng.uniform(3.0, 6.0)
+    middle, reach = rng.uniform(-1.0, 8.0), rng.uniform(3.0, 7.0)
     if apical:
         edge = canvas.ramp(1.2 * thick + 0.4 - (canvas.y - body.apex), 0.6)
     else:
@@ -60,7 +60,7 @@ def _collapse(scene: Scene, side: int, gap: Floats, *, dimmed: float, low: float
     space = canvas.ramp(canvas.along_y(gap) - off, 0.2) * half(scene, side) * scene.lung
     share = 0.6 if body.lateral else 1.0
     scene.marks *= 1.0 - share * space
-    scene.air += 0.09 * share * space * (1.0 - scene.heart)
+    scene.air += 0.11 * share * space * (1.0 - scene.heart)
     lung = scene.lung * half(scene, side) - space
     scene.air *= 1.0 - dimmed * share * np.clip(lung, 0.0, 1.0)
     x = scene.wall - gap
@@ -68,7 +68,7 @@ def _collapse(scene: Scene, side: int, gap: Floats, *, dimmed: float, low: float
     if shown.sum() > 24:
         points = np.stack([(1.0 if body.lateral else side) * x[shown], AXIS[shown]], axis=1)[::8]
         above = points[:, 1] < np.minimum(scene.floor_at(points[:, 0], side), low)
-        canvas.lines(scene.soft, points[above], 0.16, 0.2 * share)
+        canvas.lines(scene.soft, points[above], 0.18, 0.22 * share)
 
 
 def pneumothorax(scene: Scene, severity: float, rng: np.random.Generator) -> None:
@@ -88,8 +88,8 @@ def hydropneumothorax(scene: Scene, severity: float, rng: np.random.Generator) -
     canvas, body = scene.canvas, scene.body
     side = a_side(scene, rng)
     dome = body.dome_right if side < 0 else body.dome_left
-    level = dome - 1.5 - 6.5 * severity
-    gap = np.clip(2.0 + 3.5 * severity + 0.9 * smooth((AXIS + 2.0) / 8.0), 0.0, None)
+    level = dome - 0.4 - 7.0 * severity
+    gap = np.clip(1.2 + 4.0 * severity + 0.7 * smooth((AXIS + 2.0) / 8.0), 0.0, None)
     _collapse(scene, side, gap, dimmed=0.05 + 0.13 * severity, low=level)
     wide = canvas.along_y(gap + 3.0 + 2.0 * severity)
     off = off_wall(scene, side)
@@ -108,9 +108,9 @@ def pneumoperitoneum(scene: Scene, severity: float, rng: np.random.Generator) ->
         under = canvas.y - floor - 0.3
         middle, reach = (-2.0, 5.0) if body.lateral else (0.5 * body.half_width, 0.36 * body.half_width)
         across = (canvas.x - middle) if body.lateral else (side * canvas.x - middle)
-        thick = (0.5 + 1.7 * severity) * np.clip(1.0 - (across / reach) ** 2, 0.0, 1.0)
+        thick = (0.32 + 1.7 * severity) * np.clip(1.0 - (across / reach) ** 2, 0.0, 1.0)
         crescent = canvas.ramp(under, 0.15) * canvas.ramp(thick - under, 0.25) * (np.abs(across) < reach)
-        scene.air += 0.42 * crescent * (1.0 - scene.lung)
+        scene.air += (0.24 + 0.22 * severity) * crescent * (1.0 - scene.lung)
 
 
 def subcutaneous(scene: Scene, severity: float, rng: np.random.Generator) -> None:
@@ -151,16 +151,17 @@ def _pectoral_fan(scene: Scene, layer: Array, side: int, amount: float) -> None:
 def hernia(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """A hiatal hernia: a round shadow behind the heart with an air-fluid level."""
     canvas, body = scene.canvas, scene.body
-    radius = 1.7 + 2.1 * severity
+    radius = 1.4 + 2.3 * severity
     x = 4.2 if body.lateral else rng.uniform(0.2, 2.2)
     low = float(scene.floor_at(x, 1))
     y = low - 0.75 * radius - rng.uniform(0.0, 0.8)
     at, mask = canvas.ellipse(x, y, radius, 0.95 * radius, edge=0.4)
-    scene.fill(at, mask, 0.75)
-    scene.add(at, mask, 0.07)
+    scene.fill(at, mask, 0.4 + 0.35 * severity)
+    scene.add(at, mask, 0.05 + 0.04 * severity)
     level = y + rng.uniform(-0.35, 0.2) * radius
+    gas = (0.15 + 0.2 * severity) * (rng.random() < 0.8)  # one of five holds no gas
     at, mask = canvas.ellipse(x, y, 0.82 * radius, 0.8 * radius, edge=0.3)
-    scene.air[at] += (0.24 + 0.1 * severity) * mask * canvas.ramp(level - canvas.y[at], 0.12)
+    scene.air[at] += gas * mask * canvas.ramp(level - canvas.y[at], 0.12)
     canvas.lines(scene.soft, arc((x, y), (radius, 0.95 * radius), np.pi, 2 * np.pi), 0.25, 0.05)
 
 
