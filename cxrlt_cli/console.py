@@ -268,9 +268,15 @@ def _reading(value: float) -> str:
 # -- output ------------------------------------------------------------------------------------------------------
 
 
+class _Output(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """Let the error out: the command line ends the process, not rich."""
+        raise  # noqa: PLE0704  # called while the BrokenPipeError is handled
+
+
 def _rich(file: IO[str]) -> RichConsole:
     wide = None if file.isatty() else _UNLIMITED
-    return RichConsole(file=file, width=wide, highlight=False, markup=False, emoji=False)
+    return _Output(file=file, width=wide, highlight=False, markup=False, emoji=False)
 
 
 def _live(console: RichConsole) -> bool:

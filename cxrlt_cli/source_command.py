@@ -66,16 +66,16 @@ def _given(options: Mapping[str, Option], values: Mapping[str, Any]) -> dict[str
 
 def _value(annotation: Any, value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [item.strip() if isinstance(item, str) else item for item in _split(annotation, value)]
+        return [part for item in value for part in _parts(item)]
     literal = _single(annotation)
     if get_origin(literal) is Literal:
         return {str(choice): choice for choice in get_args(literal)}.get(str(value), value)
     return value
 
 
-def _split(annotation: Any, values: list[Any] | tuple[Any, ...]) -> list[Any]:
-    """Repeated and comma-separated values of a list of text as one list."""
-    return [part for value in values for part in (value.split(",") if isinstance(value, str) else [value]) if part]
+def _parts(item: Any) -> list[Any]:
+    """One value of a list option: text is split at commas."""
+    return [part.strip() for part in item.split(",") if part.strip()] if isinstance(item, str) else [item]
 
 
 def _parameter(option: Option) -> inspect.Parameter:
