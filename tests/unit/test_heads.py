@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -23,6 +24,11 @@ HEADS = {
 every_head = pytest.mark.parametrize("build", HEADS.values(), ids=HEADS.keys())
 
 
+def close(got: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-5, atol: float = 1e-7) -> None:
+    """Without ``torch.testing``, whose first call imports half of torch for seconds."""
+    np.testing.assert_allclose(got.detach().numpy(), expected.detach().numpy(), rtol=rtol, atol=atol)
+
+
 def features(rows: int = 5, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(seed))
 
@@ -35,7 +41,7 @@ def test_bias_is_a_parameter_added_to_the_logits(build) -> None:
     before = head(features())
     with torch.no_grad():
         head.bias += torch.tensor([1.0, -2.0, 0.5])
-    torch.testing.assert_close(head(features()), before + torch.tensor([1.0, -2.0, 0.5]))
+    close(head(features()), before + torch.tensor([1.0, -2.0, 0.5]))
 
 
 @every_head
@@ -71,7 +77,7 @@ def test_every_parameter_is_saved_and_trained(build) -> None:
 
 def test_linear_is_an_affine_map() -> None:
     head = linear.build(WIDTH, STATS)
-    torch.testing.assert_close(head(features()), features() @ head.weight.T + head.bias)
+    close(head(features()), features() @ head.weight.T + head.bias)
 
 
 def test_the_paper_s_head_normalises_and_drops() -> None:
@@ -79,7 +85,7 @@ def test_the_paper_s_head_normalises_and_drops() -> None:
     head = linear.build(WIDTH, STATS, norm=True, dropout=0.5)
     x = features()
     normalised = (x - x.mean(1, keepdim=True)) / torch.sqrt(x.var(1, keepdim=True, unbiased=False) + 1e-5)
-    torch.testing.assert_close(head.eval()(x), normalised @ head.weight.T)
+    close(head.eval()(x), normalised @ head.weight.T)
     assert not torch.equal(head.train()(x), head.train()(x))
 
 
@@ -94,7 +100,7 @@ def test_cosine_is_scale_times_the_cosine() -> None:
     head = cosine.build(WIDTH, STATS, scale=7.0).double()
     x = features().double()
     expected = 7 * cosine_similarity(x[:, None], head.weight[None], dim=2)
-    torch.testing.assert_close(head(x), expected, rtol=1e-12, atol=1e-12)
+    close(head(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_cosine_ignores_lengths() -> None:
@@ -102,7 +108,7 @@ def test_cosine_ignores_lengths() -> None:
     expected = head(features())
     with torch.no_grad():
         head.weight *= torch.tensor([[1e-3], [3.0], [1e3]])
-    torch.testing.assert_close(head(1e3 * features()), expected)
+    close(head(1e3 * features()), expected)
 
 
 def test_cosine_can_do_without_a_bias() -> None:
