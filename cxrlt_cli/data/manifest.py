@@ -107,7 +107,7 @@ class Prepared:
             chosen = (folds == fold) if split == "dev" else (folds != fold) & (folds != NO_FOLD)
         if views is not None:
             self._check_views(views)
-            chosen &= self.frame["view"].isin(list(views)).to_numpy(bool)
+            chosen = chosen & self.frame["view"].isin(list(views)).to_numpy(bool)
         return np.flatnonzero(chosen).astype(np.int64)
 
     def stats(self, rows: npt.NDArray[np.int64]) -> ClassStats:
