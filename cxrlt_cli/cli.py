@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -334,6 +335,8 @@ def _options(
 
 def main() -> None:
     """The entry point: run a command, and turn whatever goes wrong into one message and an exit status."""
+    # pydantic reads the entry points of every installed package for plugins of its own; a torn one would stop us
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import Distribution, EntryPoint, distributions
@@ -229,12 +230,13 @@ def _entry_point_text(distribution: Distribution) -> str:
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:
-    try:
+    """Name and version; from the name of its folder where METADATA is missing or damaged."""
+    folder = getattr(distribution, "_path", None)
+    name, _, version = (folder.name.rpartition(".")[0] if folder else "").partition("-")
+    with suppress(Exception):  # importlib.metadata raises many things for a damaged file
         metadata = distribution.metadata
-        return metadata["Name"] or "unnamed distribution", metadata["Version"] or "of unknown version"
-    except Exception:  # importlib.metadata raises many things for a missing or damaged METADATA file
-        folder = getattr(distribution, "_path", None)
-        return (folder.name.split("-")[0] if folder else "unnamed distribution"), "of unknown version"
+        name, version = metadata["Name"] or name, metadata["Version"] or version
+    return name or "an unnamed distribution", version or "(unknown version)"
 
 
 def _import(plugin: Plugin) -> Callable[..., Any]:

@@ -125,7 +125,8 @@ def test_distribution_without_metadata_is_still_named(install: Any, tmp_path: An
     site = install("acme", "[cxrlt.losses]\nx = acme:build\n", {"acme": LOSS})
     (site / "acme-1.0.dist-info" / "METADATA").unlink()
     registry._scan.cache_clear()
-    assert registry.find("losses", "x").distribution
+    plugin = registry.find("losses", "x")
+    assert (plugin.distribution, plugin.version) == ("acme", "1.0")
 
 
 def test_options_are_checked_all_at_once(install: Any) -> None:

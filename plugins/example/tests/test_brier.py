@@ -28,7 +28,7 @@ def test_it_is_a_loss() -> None:
 
 def test_it_is_the_squared_error() -> None:
     targets = torch.rand(LOGITS.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(value(LOGITS, targets), (torch.sigmoid(LOGITS) - targets).square().mean())
+    assert torch.allclose(value(LOGITS, targets), (torch.sigmoid(LOGITS) - targets).square().mean())
 
 
 def test_it_falls_towards_the_label() -> None:
@@ -38,14 +38,14 @@ def test_it_falls_towards_the_label() -> None:
 
 def test_its_posterior_is_the_probability() -> None:
     negative, positive = slope(0.0), slope(1.0)
-    torch.testing.assert_close(negative / (negative - positive), torch.sigmoid(LOGITS))
+    assert torch.allclose(negative / (negative - positive), torch.sigmoid(LOGITS))
 
 
 def test_learning_rates_of_cross_entropy_carry_over() -> None:
     logits = torch.zeros(1, 3, requires_grad=True)
     build(STATS)(logits, torch.ones(1, 3), torch.ones(1, 3)).backward()
     assert logits.grad is not None
-    torch.testing.assert_close(logits.grad * 3, torch.full((1, 3), -0.5))
+    assert torch.allclose(logits.grad * 3, torch.full((1, 3), -0.5))
 
 
 def test_unknown_labels_do_not_count() -> None:
@@ -53,7 +53,7 @@ def test_unknown_labels_do_not_count() -> None:
     weight[:, 1] = 0
     targets = torch.zeros_like(LOGITS)
     targets[:, 1] = -1
-    torch.testing.assert_close(value(LOGITS, targets, weight), torch.sigmoid(LOGITS[:, 0]).square().mean())
+    assert torch.allclose(value(LOGITS, targets, weight), torch.sigmoid(LOGITS[:, 0]).square().mean())
 
 
 def test_a_batch_without_labels_is_no_harm() -> None:
