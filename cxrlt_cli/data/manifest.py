@@ -276,8 +276,12 @@ def _check_shards(table: pa.Table, info: Mapping[str, Any], path: Path) -> None:
             raise DataError(f"cannot be read: {error.strerror}", where=str(file), cure=AGAIN) from error
         if (height, width) != (info["image_size"], info["image_size"]):
             raise DataError(f"holds images of {width} x {height} pixels", where=str(file), cure=AGAIN)
-        if size != length + rows * height * width or row[shard == index].max() >= rows:
+        if size != length + rows * height * width:
             raise DataError(f"has {size} bytes, which does not fit its content", where=str(file), cure=AGAIN)
+        furthest = int(np.abs(row[shard == index]).max())
+        if furthest >= rows:
+            what = f"an image lies in row {furthest} of {file.name}, which has {rows}"
+            raise DataError(what, where=str(path / "manifest.parquet"), cure=AGAIN)
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
