@@ -136,7 +136,7 @@ def _group_cure(sheet: Sheet, id_column: str) -> str:
     if all("_" in name for name in sheet.columns[id_column]):
         cure += (
             f"; --group {id_column} --group-pattern '^([^_]+)_' groups by the part of the image name before the first "
-            "'_', which is the study in PadChest"
+            "'_', which is the study in PadChest (other studies of a patient may then fall into another split)"
         )
     return cure + "."
 
