@@ -74,7 +74,7 @@ def main() -> None:
     overview(chosen.size).save(chosen.out / "phantom-overview.jpg", quality=70, optimize=True)
     for view in ("frontal", "lateral"):
         sheet = contact_sheet(tuple(chosen.names), view, chosen.size)
-        sheet.save(chosen.out / f"phantom-{view}.jpg", quality=62, optimize=True)
+        sheet.save(chosen.out / f"phantom-{view}.jpg", quality=58, optimize=True)
 
 
 if __name__ == "__main__":

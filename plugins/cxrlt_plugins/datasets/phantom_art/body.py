@@ -161,7 +161,7 @@ def _fracture(body: Body, severity: float, rng: np.random.Generator) -> None:
     side, u = body.bad_side, rng.uniform(0.68, 0.93)
     first = rng.uniform(-2.0, 7.5)
     for number in range(1 + int(rng.random() < 0.6) + int(rng.random() < 0.35)):
-        step = (0.45 + 0.55 * severity) * (-1.0, 1.0)[rng.random() < 0.5]
+        step = (0.5 + 0.7 * severity) * (-1.0, 1.0)[rng.random() < 0.5]
         body.rib_steps.append((side, u + rng.uniform(-0.04, 0.04), first + number * body.rib_spacing, step))
 
 

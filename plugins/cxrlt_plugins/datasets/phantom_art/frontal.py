@@ -125,7 +125,7 @@ def _air(scene: Scene, depth: Array) -> None:
     profile = 1.0 - 0.42 * np.clip(1.0 - depth / 5.5, 0.0, 1.0) ** 2
     base = canvas.along_y(0.5 + 0.04 * smooth((AXIS + 9.0) / 8.0) - 0.05 * smooth((AXIS - 5.0) / 8.0))
     scene.air += (body.lucency * base) * profile * scene.lung
-    scene.air *= 1.0 - 0.82 * scene.heart
+    scene.air *= 1.0 - 0.87 * scene.heart
 
 
 def _abdomen(scene: Scene, below: Array) -> None:

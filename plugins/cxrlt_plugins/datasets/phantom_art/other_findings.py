@@ -14,7 +14,7 @@ from .scene import Scene
 def devices(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """A pacemaker, tubes, or leads on the skin; more of them in a severe case."""
     choices = [_pacemaker, _tracheal_tube, _gastric_tube, _skin_leads]
-    share = np.array([0.4, 0.2, 0.22, 0.18]) if scene.body.view == "PA" else np.array([0.25, 0.3, 0.25, 0.2])
+    share = np.array([0.4, 0.2, 0.22, 0.18]) if scene.body.view != "AP" else np.array([0.25, 0.3, 0.25, 0.2])
     order = rng.choice(4, size=1 + int(rng.random() < 0.5 * severity), replace=False, p=share)
     for kind in order:
         choices[int(kind)](scene, severity, rng)
@@ -23,8 +23,8 @@ def devices(scene: Scene, severity: float, rng: np.random.Generator) -> None:
 def _pacemaker(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     canvas, body = scene.canvas, scene.body
     side, size = a_side(scene, rng, 0.25), 1.9 + 0.7 * severity
-    y = body.apex + rng.uniform(3.2, 5.2)
-    x = float(np.interp(y, AXIS, sternum_profile(body))) - 1.5 if body.lateral else side * rng.uniform(8.0, 10.0)
+    y, out = body.apex + rng.uniform(3.2, 5.2), rng.uniform(8.0, 10.0)
+    x = float(np.interp(y, AXIS, sternum_profile(body))) - 1.5 if body.lateral else side * out
     _box(scene, (x, y), (0.35 * size if body.lateral else size, 0.8 * size), rng.normal(0.0, 0.35))
     if body.lateral:
         tips = [(-0.62 * body.thorax_depth, body.heart_y + 2.6)]
@@ -109,10 +109,11 @@ def sternotomy(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     count = 4 + int(3.99 * severity)
     y = np.linspace(body.apex + 3.5, body.apex + 3.5 + 2.1 * count, count) + 0.2 * rng.normal(size=count)
     for level in y:
-        x = float(np.interp(level, AXIS, sternum_profile(body))) - 0.6 if body.lateral else 0.25 * rng.normal()
+        off = 0.25 * rng.normal()
+        x = float(np.interp(level, AXIS, sternum_profile(body))) - 0.6 if body.lateral else off
         rx, ry = (0.4, 0.65) if body.lateral else (0.9, 0.5)
         loop = arc((x, level), (rx, ry * rng.uniform(0.7, 1.2)), 0.4, 5.9, 14)
-        canvas.lines(scene.soft, loop, 0.24, 0.5 + 0.2 * severity)
+        canvas.lines(scene.soft, loop, 0.2, 0.28 + 0.4 * severity)
     for _ in range(int(rng.random() < 0.35) * 4):
         at, mask = canvas.ellipse(
             rng.uniform(1.0, 4.5) * (-1.0 if body.lateral else 1.0), rng.uniform(-1.0, 5.0), 0.22, 0.12
@@ -166,7 +167,7 @@ def callus(scene: Scene, severity: float, rng: np.random.Generator) -> None:
             at, mask = canvas.ellipse(x - 0.6 - 6.0 * (1.0 - u), y, 0.8, 0.55, edge=0.5)
         else:
             at, mask = canvas.ellipse(side * u * x, y, 0.85, 0.75, edge=0.8)
-        scene.bone[at] += (0.1 + 0.12 * severity) * mask
+        scene.bone[at] += (0.12 + 0.2 * severity) * mask
         if rng.random() < 0.5:
             at, mask = canvas.ellipse(side * u * x if not body.lateral else x - 1.0, y, 0.12, 0.6, angle=0.4, edge=0.2)
             scene.bone[at] -= (0.06 + 0.05 * severity) * mask

@@ -89,8 +89,8 @@ def hydropneumothorax(scene: Scene, severity: float, rng: np.random.Generator) -
     side = a_side(scene, rng)
     dome = body.dome_right if side < 0 else body.dome_left
     level = dome - 0.4 - 7.0 * severity
-    gap = np.clip(1.2 + 4.0 * severity + 0.7 * smooth((AXIS + 2.0) / 8.0), 0.0, None)
-    _collapse(scene, side, gap, dimmed=0.05 + 0.13 * severity, low=level)
+    gap = np.clip(0.7 + 4.5 * severity + 0.5 * smooth((AXIS + 2.0) / 8.0), 0.0, None)
+    _collapse(scene, side, gap, dimmed=0.02 + 0.15 * severity, low=level)
     wide = canvas.along_y(gap + 3.0 + 2.0 * severity)
     off = off_wall(scene, side)
     pool = canvas.ramp(canvas.y - level, 0.12) * canvas.ramp(wide - off, 2.5) * half(scene, side) * scene.lung
@@ -152,7 +152,8 @@ def hernia(scene: Scene, severity: float, rng: np.random.Generator) -> None:
     """A hiatal hernia: a round shadow behind the heart with an air-fluid level."""
     canvas, body = scene.canvas, scene.body
     radius = 1.4 + 2.3 * severity
-    x = 4.2 if body.lateral else rng.uniform(0.2, 2.2)
+    shift = rng.uniform(0.2, 2.2)
+    x = 4.2 if body.lateral else shift
     low = float(scene.floor_at(x, 1))
     y = low - 0.75 * radius - rng.uniform(0.0, 0.8)
     at, mask = canvas.ellipse(x, y, radius, 0.95 * radius, edge=0.4)
