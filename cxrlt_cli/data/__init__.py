@@ -1,0 +1,1 @@
+"""Data: prepared datasets made, checked, split and read; batches and augmentation."""

@@ -231,7 +231,7 @@ class Reader:
         self._shard = prepared.frame["shard"].to_numpy(np.int64)
         self._row = prepared.frame["row"].to_numpy(np.int64)
         self._files = _Files(os.O_RDONLY)
-        self._headers: dict[int, int] = {}
+        self._open: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._row)
@@ -268,29 +268,32 @@ class Reader:
 
     def _read_run(self, shard: int, row: int, buffers: list[memoryview]) -> None:
         """Fill buffers with neighbouring rows of one shard."""
-        path = self._folder / f"{shard:05d}.npy"
         try:
-            descriptor = self._files.get(shard, path)
-            offset = self._header(shard, descriptor, path) + row * self._size**2
+            descriptor, offset = self._open.get(shard) or self._opened(shard)
+            offset += row * self._size**2
             for first in range(0, len(buffers), MAX_BUFFERS):
                 offset += _fill(descriptor, buffers[first : first + MAX_BUFFERS], offset)
         except OSError as error:
-            raise _damaged(path, os.strerror(error.errno) if error.errno else str(error)) from error
+            raise _damaged(self._path(shard), os.strerror(error.errno) if error.errno else str(error)) from error
         except EOFError:
-            raise _damaged(path, "it ends too early") from None
+            raise _damaged(self._path(shard), "it ends too early") from None
 
-    def _header(self, shard: int, descriptor: int, path: Path) -> int:
-        """Length of the shard's header in bytes."""
-        length = self._headers.get(shard)
-        if length is None:
-            length, (_, height, width) = read_header(os.pread(descriptor, 4096, 0), path)
-            if (height, width) != (self._size, self._size):
-                raise _damaged(path, f"its images are {width} x {height}, not {self._size} x {self._size}")
-            self._headers[shard] = length
-        return length
+    def _opened(self, shard: int) -> tuple[int, int]:
+        """Descriptor of a shard, and where its first row begins."""
+        path = self._path(shard)
+        descriptor = self._files.get(shard, path)
+        length, (_, height, width) = read_header(os.pread(descriptor, 4096, 0), path)
+        if (height, width) != (self._size, self._size):
+            raise _damaged(path, f"its images are {width} x {height}, not {self._size} x {self._size}")
+        self._open[shard] = descriptor, length
+        return descriptor, length
+
+    def _path(self, shard: int) -> Path:
+        return self._folder / f"{shard:05d}.npy"
 
     def close(self) -> None:
-        """Close the files; reading opens them again."""
+        """Close the files; reading opens them again. No read may be under way."""
+        self._open.clear()
         self._files.close()
 
 
@@ -315,15 +318,11 @@ def read_header(data: bytes, path: Path) -> tuple[int, tuple[int, int, int]]:
 
 def _fill(descriptor: int, buffers: list[memoryview], offset: int) -> int:
     """Read into all of ``buffers``, whatever the kernel delivers at a time; returns the bytes read."""
-    wanted = sum(len(buffer) for buffer in buffers)
+    wanted = len(buffers) * len(buffers[0])
     done = os.preadv(descriptor, buffers, offset)
     while done < wanted:
-        rest, skip = [], done
-        for buffer in buffers:
-            if skip < len(buffer):
-                rest.append(buffer[skip:])
-            skip = max(0, skip - len(buffer))
-        more = os.preadv(descriptor, rest, offset + done)
+        whole, part = divmod(done, len(buffers[0]))
+        more = os.preadv(descriptor, [buffers[whole][part:], *buffers[whole + 1 :]], offset + done)
         if more == 0:
             raise EOFError
         done += more
