@@ -28,9 +28,9 @@ from cxrlt_cli.events import Advanced, EpochEnded, Event, Finished, Notice, Resu
 _UNLIMITED = 100_000
 #: Seconds between two plain progress lines of one stage, at least.
 _QUIET_SECONDS = 5.0
-#: Metrics an epoch's line leaves out: the line says the epoch already, and the rest is bookkeeping.
-_NOT_READ = {"epoch", "step", "seconds"}
-_CAPITALS = {"ap": "AP", "auroc": "AUROC", "f1": "F1", "ece": "ECE"}
+#: What the line of an epoch shows of its metrics, in order; all of them are in metrics.jsonl.
+_READ = ("loss", "macro_ap", "macro_auroc", "macro_f1", "lr", "images_per_second")
+_CAPITALS = {"ap": "AP", "auroc": "AUROC", "f1": "F1"}
 #: Cells of a column that is right-aligned: numbers, ranges, shares, dashes for "undefined".
 _NUMERIC = re.compile(r"(nan|[-+0-9.,:%±()\[\]/\s\u2012-\u2015\u2212]|(?<=[0-9])e)*")
 
@@ -247,8 +247,7 @@ def _duration(seconds: float) -> str:
 
 def _epoch_line(event: EpochEnded) -> str:
     width = len(str(event.epochs))
-    shown = {key: value for key, value in event.metrics.items() if key not in _NOT_READ and value is not None}
-    readings = [f"{_label(key)} {_reading(value)}" for key, value in shown.items()]
+    readings = [f"{_label(key)} {_reading(event.metrics[key])}" for key in _READ if event.metrics.get(key) is not None]
     mark = ["best so far"] if event.best else []
     return "  ".join([f"epoch {event.epoch:{width}}/{event.epochs}", *readings, *mark])
 
@@ -262,7 +261,7 @@ def _label(key: str) -> str:
 def _reading(value: float) -> str:
     if isinstance(value, int) or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.3g}"
+    return f"{value:.4f}" if 0.01 <= abs(value) < 1 else f"{value:.3g}"
 
 
 # -- output ------------------------------------------------------------------------------------------------------

@@ -201,7 +201,8 @@ class PrepareRequest:
     Attributes:
         images: folder given with ``--images``, or None.
         labels: file given with ``--labels``, or None.
-        size: side of the square prepared images, in pixels.
+        size: side of the square prepared images, in pixels. Without ``--size`` it is 512, or the ``default_size`` that
+            the source's factory carries as an attribute (``build.default_size = 128``).
         seed: seed of splits and of everything drawn.
     """
 

@@ -10,6 +10,9 @@ from cxrlt_cli.artifacts import RunDir, find_run, list_runs, read_lines
 from cxrlt_cli.errors import RunError
 from cxrlt_cli.events import Result, Table
 
+#: What the table of epochs shows; the rest is in metrics.jsonl.
+_SHOWN = ("epoch", "loss", "macro_ap", "macro_auroc", "macro_f1", "lr", "seconds")
+
 
 def run_list(root: Path = Path("runs")) -> Result:
     """The runs directly in ``root``, the newest first; a damaged one is listed as such."""
@@ -97,6 +100,6 @@ def _text(value: object) -> str:
 
 
 def _history(rows: list[dict[str, Any]]) -> Table:
-    columns = tuple(dict.fromkeys(key for row in rows for key in row))
+    columns = tuple(key for key in _SHOWN if any(key in row for row in rows))
     cells = tuple(tuple("" if row.get(key) is None else _text(row[key]) for key in columns) for row in rows)
-    return Table(columns, cells, title="epochs")
+    return Table(columns, cells, title="epochs", note="All figures are in metrics.jsonl, and in --json.")

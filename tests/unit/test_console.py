@@ -103,9 +103,9 @@ def test_a_stage_without_a_total_is_no_harm() -> None:
 
 
 def test_an_epoch_is_one_line() -> None:
-    metrics = {"epoch": 3, "step": 7, "loss": 0.12345, "macro_ap": 0.5, "lr": 1e-5, "images_per_second": 1234.5}
+    metrics = {"step": 7, "loss": 0.12345, "chance_ap": 0.1, "macro_ap": 0.5, "lr": 0.00171, "images_per_second": 12.62}
     (line,) = Screen().lines(EpochEnded(3, 10, True, metrics))
-    assert line == "epoch  3/10  loss 0.1235  macro AP 0.5000  lr 1e-05  images/s 1,234  best so far"
+    assert line == "epoch  3/10  loss 0.1235  macro AP 0.5000  lr 0.00171  images/s 12.6  best so far"
 
 
 def test_an_epoch_with_undefined_values() -> None:

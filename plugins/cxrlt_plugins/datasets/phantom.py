@@ -95,6 +95,9 @@ def build(
     return PhantomSource(request.size, settings)
 
 
+build.default_size = 128  # what `cxrlt prepare phantom` draws without --size
+
+
 _LIMITS = {"dev": 0.5, "test": 0.5, "miss": 0.5, "spurious": 1.0, "floor": 0.02, "lateral": 1.0}
 
 
