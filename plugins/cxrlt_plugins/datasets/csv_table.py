@@ -47,14 +47,14 @@ def build(
 
     Args:
         request: ``labels`` and ``images`` are needed.
-        id: column of image identifiers, which are file names with or without ending, or paths below the images folder.
-        group: column of patients, which are never split up; image_id states that every image is a patient of its own.
-        group_pattern: regular expression whose first group is the patient, applied to the group column.
-        classes: class columns, separated by commas, or a file with one a line; default: every column of labels.
-        view: column of the projection (PA, AP, lateral).
-        study: column of study identifiers.
-        split_column: column with train, dev (or val) and test; default: the column called split, if there is one.
-        suffix: ending to add to identifiers to get file names, such as .png.
+        id: Column of image identifiers, which are file names with or without ending, or paths below the images folder.
+        group: Column of patients, which are never split up; image_id states that every image is a patient of its own.
+        group_pattern: Regular expression whose first group is the patient, applied to the group column.
+        classes: Class columns, separated by commas, or a file with one a line; default: every column of labels.
+        view: Column of the projection (PA, AP, lateral).
+        study: Column of study identifiers.
+        split_column: Column with train, dev (or val) and test; default: the column called split, if there is one.
+        suffix: Ending to add to identifiers to get file names, such as .png.
     """
     if request.labels is None:
         raise PluginFault("a label table is needed", where="--labels", cure="Give it with --labels FILE.")
