@@ -35,9 +35,9 @@ def exit_on_errors(verbose: bool = False) -> Iterator[None]:
 def report_known(error: CxrltError, verbose: bool = False) -> int:
     """Print what, where and cure to stderr; the exit status."""
     text = f"{error.where}: {error.what}" if error.where else error.what
-    head = "" if isinstance(error, Interrupted) else _head("error: ")
-    separator = "\n" if "\n" in text else ""
-    _print(f"{_rank()}{head}{separator}{text}")
+    several = "\n" in error.what and not error.where  # a list of problems, each with its own place
+    head = "" if isinstance(error, Interrupted) else _head("error:") + ("\n" if several else " ")
+    _print(f"{_rank()}{head}{text}")
     if error.cure:
         _print(error.cure)
     if verbose and error.__cause__ is not None:
@@ -49,10 +49,10 @@ def report_unknown(error: Exception, verbose: bool = False) -> int:
     """Print a short message for an error nobody foresaw, and keep its traceback; the exit status."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        _print(f"{_rank()}{_head('error: ')}{where}{error.strerror}")
+        _print(f"{_rank()}{_head('error:')} {where}{error.strerror}")
     else:
         summary = "".join(traceback.format_exception_only(error)).strip()
-        _print(f"{_rank()}{_head('error: ')}{summary}\nThis is a bug in cxrlt or in a plugin; please report it.")
+        _print(f"{_rank()}{_head('error:')} {summary}\nThis is a bug in cxrlt or in a plugin; please report it.")
     trace = "".join(traceback.format_exception(error))
     if verbose:
         _print(trace.rstrip())

@@ -25,7 +25,12 @@ Stub = Callable[..., Result]
 def group(**settings: Any) -> typer.Typer:
     """A group of commands with plain help: rich panels take three times as long and break in pipes."""
     return typer.Typer(
-        no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, **settings
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **settings,
     )
 
 

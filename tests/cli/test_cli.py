@@ -107,6 +107,11 @@ def test_commands_that_do_not_exist_yet_are_not_registered(cxrlt: Any) -> None:
         assert cxrlt(name).code == 2
 
 
+@pytest.mark.parametrize("arguments", [(), ("train",), ("plugins",), ("recipe", "show"), ("prepare",)])
+def test_h_is_help(cxrlt: Any, arguments: tuple[str, ...]) -> None:
+    assert cxrlt(*arguments, "-h").out == cxrlt(*arguments, "--help").out != ""
+
+
 def test_version_is_that_of_the_distribution(cxrlt: Any, repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     assert cxrlt("--version").out == f"cxrlt {project['version']}\n"
@@ -398,7 +403,12 @@ def test_errors_are_one_message_and_a_code(cxrlt: Any, stand_in: Any, error: Any
 
 def test_many_problems_stand_below_each_other(cxrlt: Any, stand_in: Any) -> None:
     stand_in("train", errors.UsageError("r.yaml:1:1: a\nr.yaml:2:1: b"))
-    assert cxrlt("train", "r.yaml", "-q").err == "error: \nr.yaml:1:1: a\nr.yaml:2:1: b\n"
+    assert cxrlt("train", "r.yaml", "-q").err == "error:\nr.yaml:1:1: a\nr.yaml:2:1: b\n"
+
+
+def test_a_message_of_several_lines_keeps_its_place_in_front(cxrlt: Any, stand_in: Any) -> None:
+    stand_in("train", errors.RunError("was made with another recipe:\n  a: 1 -> 2", where="runs/a"))
+    assert cxrlt("train", "r.yaml", "-q").err == "error: runs/a: was made with another recipe:\n  a: 1 -> 2\n"
 
 
 def test_verbose_tells_the_cause(cxrlt: Any, stand_in: Any) -> None:

@@ -101,7 +101,7 @@ def test_every_problem_is_said_at_once(refuse: Any) -> None:
     text = GOOD.replace("path: data/x", "path: 3") + "  foo: 1\n  lr: 2\nloss2: bar\nsampler: unifrom\n"
     code, said = refuse(text)
     assert code == 2
-    assert said.startswith("error: \nr.yaml:1:8: data.path: expected text, got the number 3\n")
+    assert said.startswith("error:\nr.yaml:1:8: data.path: expected text, got the number 3\n")
     places = [line.split(": ")[0] for line in said.splitlines()[2:6]]
     assert places == ["r.yaml:7:3", "r.yaml:8:3", "r.yaml:9:1", "r.yaml:10:1"]
 
@@ -137,7 +137,7 @@ def test_every_problem_is_said_at_once(refuse: Any) -> None:
 def test_what_is_no_recipe_at_all(refuse: Any, content: bytes) -> None:
     code, said = refuse(content)
     assert code == 2
-    assert said.startswith("error: ")
+    assert said.startswith("error:")
     assert "bug" not in said
 
 
