@@ -68,7 +68,7 @@ def paint_frontal(canvas: Canvas, body: Body, rng: np.random.Generator) -> Scene
     side, across = np.sign(canvas.x), np.abs(canvas.x)
     reach = canvas.along_y(wall)
     inside, solid = _outline(canvas, body, across)
-    floor = np.where(side < 0, canvas.along_x(floors[0]), canvas.along_x(floors[1]))
+    floor = canvas.along_x(np.where(AXIS < 0, floors[0], floors[1]))
     below = canvas.ramp(canvas.y - floor, 0.35)
     depth = reach - across
     inner = medial_profile(body, -1), medial_profile(body, 1)
@@ -248,10 +248,10 @@ def _hila(scene: Scene, rng: np.random.Generator) -> None:
 def branches(
     root: Floats, angles: Floats, lengths: Floats, widths: Floats, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Curved vessels and two generations of side branches.
+    """Curved vessels from their roots, (K, 2) or (2,), and two generations of side branches, (7 K) in all.
 
     Returns:
-        (K, 9, 2) points in cm and (K, 9) widths in cm.
+        (7 K, 9, 2) points in cm and (7 K, 9) widths in cm; row i belongs to root i modulo K.
     """
     t = np.linspace(0.0, 1.0, 9)
     paths, thick = [], []
@@ -274,15 +274,14 @@ def branches(
 
 def _vessels(scene: Scene, rng: np.random.Generator) -> None:
     body, layer = scene.body, scene.canvas.zeros()
-    paths, widths = [], []
-    for sign in (-1.0, 1.0):
-        angles = np.linspace(-1.25, 1.35, 7) + rng.normal(0.0, 0.12, 7)
-        lengths = rng.uniform(7.0, 10.5, 7) * (0.8 + 0.25 * np.sin(np.clip(angles, 0.0, 1.5)))
-        thick = (0.42 + 0.2 * np.clip(angles, -0.3, 1.0)) * rng.uniform(0.8, 1.2, 7) * body.hilum**0.5
-        points, width = branches(np.array([3.3, 1.4 if sign < 0 else 0.5]), angles, lengths, thick, rng)
-        paths.append(points * np.array([sign, 1.0]))
-        widths.append(width)
-    scene.canvas.lines(layer, np.concatenate(paths), np.concatenate(widths), 0.085 * body.markings)
+    side = np.repeat([-1.0, 1.0], 7)
+    angles = np.tile(np.linspace(-1.25, 1.35, 7), 2) + rng.normal(0.0, 0.12, 14)
+    lengths = rng.uniform(7.0, 10.5, 14) * (0.8 + 0.25 * np.sin(np.clip(angles, 0.0, 1.5)))
+    thick = (0.42 + 0.2 * np.clip(angles, -0.3, 1.0)) * rng.uniform(0.8, 1.2, 14) * body.hilum**0.5
+    root = np.stack([np.full(14, 3.3), np.where(side < 0, 1.4, 0.5)], axis=1)
+    points, widths = branches(root, angles, lengths, thick, rng)
+    points[:, :, 0] *= np.tile(side, 7)[:, None]  # both sides are drawn as the left, seven branches to a root
+    scene.canvas.lines(layer, points, widths, 0.085 * body.markings)
     layer += 0.014 * body.markings * scene.canvas.texture(rng, 0.9)
     scene.marks += layer * scene.lung * (1.0 - 0.6 * scene.heart)
     scene.solid += 0.012 * scene.canvas.texture(rng, 4.5)
