@@ -28,9 +28,8 @@ from cxrlt_cli.events import Advanced, EpochEnded, Event, Finished, Notice, Resu
 _UNLIMITED = 100_000
 #: Seconds between two plain progress lines of one stage, at least.
 _QUIET_SECONDS = 5.0
-#: What the line of an epoch shows of its metrics, in order; all of them are in metrics.jsonl.
-_READ = ("loss", "macro_ap", "macro_auroc", "macro_f1", "lr", "images_per_second")
-_CAPITALS = {"ap": "AP", "auroc": "AUROC", "f1": "F1"}
+#: What the line of an epoch shows of its metrics, by what name; all of them are in metrics.jsonl.
+_READ = {"loss": "loss", "macro_ap": "mAP", "macro_auroc": "AUROC", "macro_f1": "F1", "images_per_second": "images/s"}
 #: Cells of a column that is right-aligned: numbers, ranges, shares, dashes for "undefined".
 _NUMERIC = re.compile(r"(nan|[-+0-9.,:%±()\[\]/\s\u2012-\u2015\u2212]|(?<=[0-9])e)*")
 
@@ -247,21 +246,16 @@ def _duration(seconds: float) -> str:
 
 def _epoch_line(event: EpochEnded) -> str:
     width = len(str(event.epochs))
-    readings = [f"{_label(key)} {_reading(event.metrics[key])}" for key in _READ if event.metrics.get(key) is not None]
-    mark = ["best so far"] if event.best else []
+    shown = {label: event.metrics.get(key) for key, label in _READ.items()}
+    readings = [f"{label} {_reading(value)}" for label, value in shown.items() if value is not None]
+    mark = ["best"] if event.best else []
     return "  ".join([f"epoch {event.epoch:{width}}/{event.epochs}", *readings, *mark])
-
-
-def _label(key: str) -> str:
-    """``macro_ap`` as ``macro AP``; ``images_per_second`` as ``images/s``."""
-    words = [_CAPITALS.get(word, word) for word in key.replace("_per_second", "/s").split("_")]
-    return " ".join(words)
 
 
 def _reading(value: float) -> str:
     if isinstance(value, int) or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.4f}" if 0.01 <= abs(value) < 1 else f"{value:.3g}"
+    return f"{value:.4f}" if 0.01 <= abs(value) < 1 or value == 0 else f"{value:.3g}"
 
 
 # -- output ------------------------------------------------------------------------------------------------------

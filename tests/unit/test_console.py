@@ -103,14 +103,21 @@ def test_a_stage_without_a_total_is_no_harm() -> None:
 
 
 def test_an_epoch_is_one_line() -> None:
-    metrics = {"step": 7, "loss": 0.12345, "chance_ap": 0.1, "macro_ap": 0.5, "lr": 0.00171, "images_per_second": 12.62}
+    metrics = {
+        "step": 7,
+        "loss": 0.12345,
+        "chance_ap": 0.1,
+        "macro_ap": 0.5,
+        "macro_f1": 0.0,
+        "images_per_second": 12.62,
+    }
     (line,) = Screen().lines(EpochEnded(3, 10, True, metrics))
-    assert line == "epoch  3/10  loss 0.1235  macro AP 0.5000  lr 0.00171  images/s 12.6  best so far"
+    assert line == "epoch  3/10  loss 0.1235  mAP 0.5000  F1 0.0000  images/s 12.6  best"
 
 
 def test_an_epoch_with_undefined_values() -> None:
     (line,) = Screen().lines(EpochEnded(1, 1, False, {"macro_ap": math.nan, "images_per_second": None}))  # type: ignore[dict-item]  # a run without a clock
-    assert line == "epoch 1/1  macro AP nan"
+    assert line == "epoch 1/1  mAP nan"
 
 
 @pytest.mark.parametrize(
