@@ -14,8 +14,8 @@ $(STAMP): $(SOURCES)
 	@command -v uv >/dev/null 2>&1 || [ -x .venv-uv/bin/uv ] || { \
 	  echo "+ installing uv into .venv-uv"; $(PYTHON) -m venv .venv-uv && .venv-uv/bin/python -m pip install -q uv; }
 	@[ -x $(BIN)/python ] || $(UV) venv -q --python '>=3.11' $(VENV)
-	$(UV) pip install -q --python $(BIN)/python -c constraints.txt -e . --group dev
-	$(UV) pip install -q --python $(BIN)/python -c constraints.txt --no-deps -e plugins/example
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e . --group dev
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt --no-deps -e plugins/example
 	@touch $@
 
 install: $(STAMP)

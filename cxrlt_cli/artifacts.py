@@ -248,8 +248,8 @@ class ModelCard:
         return ClassStats(self.classes, self.positives, self.negatives)
 
     def metadata(self) -> dict[str, str]:
-        """The metadata to store in the safetensors file."""
-        return {"format": "pt", "card": json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)}
+        """The metadata to store in the safetensors file: one entry, since their order in the file is random."""
+        return {"card": json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)}
 
 
 _TUPLES = ("classes", "positives", "negatives", "augment", "views")

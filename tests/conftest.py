@@ -37,11 +37,11 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared dataset of 300 phantoms of 32 px, for tests that only read it."""
+    """A prepared dataset of 150 phantoms of 32 px, for tests that only read it."""
     from cxrlt_cli.commands import prepare
 
     out = tmp_path_factory.mktemp("prepared") / "phantom"
-    prepare.run("phantom", out, size=32, options={"count": 300}, jobs=1)
+    prepare.run("phantom", out, size=32, options={"count": 150}, jobs=1)
     return out
 
 

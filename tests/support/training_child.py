@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,5 +41,5 @@ def main(settings: Mapping[str, Any], run: str, environment: Mapping[str, str], 
             job = Job(recipe, load_prepared(Path(recipe.data.path)), RunDir(Path(run)), device, world)
             fit(job, read_state(Path(run), silent), emit)
     except CxrltError as error:
-        print(error, file=sys.stderr)
+        (Path(run) / "error.txt").write_text(str(error))
         raise SystemExit(error.code) from error

@@ -37,10 +37,10 @@ def whole(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-STEPS = 7  # an epoch of the tiny recipe: about 240 training images in batches of 32
+STEPS = 5  # an epoch of the tiny recipe, checked below
 
 
-@pytest.mark.parametrize("step", [1, 4, STEPS, STEPS + 3])
+@pytest.mark.parametrize("step", [1, STEPS, STEPS + 3])
 def test_killed_and_continued_it_ends_in_the_same_weights(
     phantom: Path, whole: Path, tmp_path: Path, step: int
 ) -> None:
@@ -49,13 +49,6 @@ def test_killed_and_continued_it_ends_in_the_same_weights(
     assert training.train(training.recipe(phantom), run) == [0]
     assert digest(run) == digest(whole)
     assert timeless(run) == timeless(whole)
-
-
-def test_killed_again_and_again(phantom: Path, whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    while training.train(training.recipe(phantom), run, kill_at=5) != [0]:
-        assert (run / "last").is_dir()
-    assert digest(run) == digest(whole)
 
 
 def test_without_saves_within_an_epoch_the_epoch_is_repeated(phantom: Path, whole: Path, tmp_path: Path) -> None:
@@ -88,7 +81,7 @@ def test_channels_last_continues_exactly_too(phantom: Path, tmp_path: Path) -> N
     settings = training.recipe(
         phantom,
         model={"backbone": {"name": "timm", "model": "test_resnet", "pretrained": False}},
-        train={"channels_last": True, "accumulate": 2},
+        train={"channels_last": True, "accumulate": 2, "epochs": 1},
     )
     assert training.train(settings, tmp_path / "one") == [0]
     assert training.train(settings, tmp_path / "two", kill_at=3) == [-signal.SIGKILL]
@@ -105,6 +98,7 @@ def test_a_finished_run_holds_what_the_design_promises(phantom: Path, whole: Pat
     assert np.isfinite(predictions.logits).all()
     rows = read_lines(whole / "metrics.jsonl")
     assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == [STEPS, 2 * STEPS]
     assert card.score == max(row["macro_ap"] for row in rows)
     assert card.epoch == max(rows, key=lambda row: row["macro_ap"])["epoch"]
     link = read_link(whole / "model.safetensors")
@@ -127,10 +121,10 @@ def test_the_head_starts_at_the_priors(phantom: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(link.posterior(bias[None])[0], card.stats.prevalence, rtol=0.02)
 
 
-def test_a_non_finite_loss_names_epoch_step_and_images(phantom: Path, tmp_path: Path, capfd) -> None:
+def test_a_non_finite_loss_names_epoch_step_and_images(phantom: Path, tmp_path: Path) -> None:
     settings = training.recipe(phantom, optim={"lr": 1e30, "clip": None, "warmup": 0.0})
     assert training.train(settings, tmp_path) == [6]
-    message = capfd.readouterr().err
+    message = (tmp_path / "error.txt").read_text()
     assert "at epoch 1, step" in message
     assert "images with outputs that are not finite: " in message
     ids = set(load_prepared(phantom).frame["image_id"])
