@@ -36,8 +36,8 @@ def report_known(error: CxrltError, verbose: bool = False) -> int:
     """Print what, where and cure to stderr; the exit status."""
     text = f"{error.where}: {error.what}" if error.where else error.what
     several = "\n" in error.what and not error.where  # a list of problems, each with its own place
-    head = "" if isinstance(error, Interrupted) else _head("error:") + ("\n" if several else " ")
-    _print(f"{_rank()}{head}{text}")
+    head = _rank() + _head("error:") + ("\n" if several else " ")
+    _print(text if isinstance(error, Interrupted) else head + text)
     if error.cure:
         _print(error.cure)
     if verbose and error.__cause__ is not None:

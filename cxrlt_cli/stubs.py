@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -52,10 +54,10 @@ def shown(stub: Stub) -> Callable[..., None]:
 
     @functools.wraps(stub)
     def run(*, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-        with exit_on_errors(verbose):
+        with exit_on_errors(verbose), _handed_on(quiet, verbose) as (silenced, detailed):
             from cxrlt_cli.console import Console
 
-            with Console(quiet=quiet, verbose=verbose, as_json=as_json) as console:
+            with Console(quiet=silenced, verbose=detailed, as_json=as_json) as console:
                 result = stub(console.emit, **options)
                 console.show(result)
             if result.code:
@@ -71,3 +73,16 @@ def shown(stub: Stub) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect.signature
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+@contextmanager
+def _handed_on(quiet: bool, verbose: bool) -> Iterator[tuple[bool, bool]]:
+    """Let processes that a command starts say as much as the command itself, through their environment."""
+    asked = {"CXRLT_QUIET": quiet, "CXRLT_VERBOSE": verbose}
+    mine = [name for name, wanted in asked.items() if wanted and name not in os.environ]
+    os.environ.update(dict.fromkeys(mine, "1"))
+    try:
+        yield "CXRLT_QUIET" in os.environ, "CXRLT_VERBOSE" in os.environ
+    finally:
+        for name in mine:
+            del os.environ[name]

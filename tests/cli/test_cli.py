@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -364,6 +365,26 @@ def test_quiet_and_verbose(cxrlt: Any, stand_in: Any) -> None:
     stand_in("train")
     assert cxrlt("train", "r.yaml", "-q").err == ""
     assert cxrlt("train", "r.yaml", "-v").err == "working\na detail\n"
+
+
+def test_processes_that_are_started_say_as_much(cxrlt: Any, stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def run(recipe: str, **options: Any) -> Result:
+        seen.append(("CXRLT_QUIET" in os.environ, "CXRLT_VERBOSE" in os.environ))
+        return Result({})
+
+    stand_in("train")
+    monkeypatch.setattr(sys.modules["cxrlt_cli.commands.train"], "run", run)
+    for flag in ("-q", "-v", "--json"):
+        cxrlt("train", "r.yaml", flag)
+    assert seen == [(True, False), (False, True), (False, False)]
+
+
+def test_a_process_that_was_started_says_as_little(cxrlt: Any, stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in("train")
+    monkeypatch.setenv("CXRLT_QUIET", "1")
+    assert cxrlt("train", "r.yaml").err == ""
 
 
 def test_json_is_all_there_is_on_stdout(cxrlt: Any, stand_in: Any) -> None:
