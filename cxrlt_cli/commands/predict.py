@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from cxrlt_cli.data.batches import Images
     from cxrlt_cli.engine.infer import Setting
 
+#: Words by which PyTorch and CUDA's libraries report exhausted memory in a plain RuntimeError.
+_EXHAUSTED = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 #: Unreadable files named one by one on the screen.
 NAMED = 20
 
@@ -272,7 +274,7 @@ def _explained(run: OpenRun, setting: Setting) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(run, setting) from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+        if not any(sign in str(error) for sign in _EXHAUSTED):
             raise
         raise _out_of_memory(run, setting) from error
 
@@ -333,7 +335,8 @@ def _result(run: OpenRun, work: Work, table: PredictionTable, out: Path | None, 
     written = {key: str(path) for key, path in files.items() if path is not None}
     lost = f", {len(work.unreadable)} unreadable" if work.unreadable else ""
     views = f", test-time augmentation {tta!r}" if tta != "none" else ""
-    text = f"{len(table.image_id):,} images{lost}, {len(table.classes)} classes, run {run.dir.path}{views}"
+    noun = "image" if len(table.image_id) == 1 else "images"
+    text = f"{len(table.image_id):,} {noun}{lost}, {len(table.classes)} classes, run {run.dir.path}{views}"
     blocks: list[Table | str] = [text] if out is not None else [overview(table), text]
     if written:
         blocks.append(Table(("wrote", ""), tuple(written.items())))

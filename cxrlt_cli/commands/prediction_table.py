@@ -109,9 +109,9 @@ def overview(table: PredictionTable) -> Table:
         present, likely = (_listed(table.classes, posteriors, chosen) for chosen in (found, following))
         rows.append((name, present or "-", likely))
     rest = len(table.image_id) - len(rows)
-    note = f"and {rest:,} more images; " if rest else ""
+    note = f"and {rest:,} more; " if rest else ""
     return Table(
-        ("image", f"findings (posterior >= {THRESHOLD})", "next in likelihood"),
+        ("image", f"findings (posterior >= {THRESHOLD})", "next"),
         tuple(rows),
         note=f"{note}`-o FILE.csv` writes every logit, posterior and decision",
     )

@@ -170,7 +170,7 @@ def test_people_see_the_findings_of_the_first_images(cxrlt: Cxrlt, run: RunDir, 
     done = cxrlt("predict", images)
     assert "image_019.png" in done.out
     assert "image_020.png" not in done.out
-    assert "and 4 more images" in done.out
+    assert "and 4 more;" in done.out
     assert "findings (posterior >= 0.5)" in done.out
 
 
@@ -472,7 +472,7 @@ def test_a_place_that_cannot_be_written_is_found_before_work(cxrlt: Cxrlt, run: 
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("can't allocate memory"), MemoryError()]
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("CUDA error: out of memory"), MemoryError()]
 )
 def test_exhausted_memory_names_the_batch_size(
     cxrlt: Cxrlt, run: RunDir, images: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
