@@ -12,6 +12,7 @@ import typer
 
 from cxrlt_cli import registry
 from cxrlt_cli.errors import PluginError
+from cxrlt_cli.stubs import SHARED
 
 if TYPE_CHECKING:
     from cxrlt_cli.events import Emit, Result
@@ -32,7 +33,7 @@ def source_command(name: str, stub: Callable[..., Result]) -> Callable[..., Resu
     factory = registry.resolve("datasets", name)
     options = {option.name: option for option in registry.options_of("datasets", name)}
     host = dict(inspect.signature(stub, eval_str=True).parameters)
-    taken = sorted(set(options) & (set(host) - {"emit"}))
+    taken = sorted(set(options) & (set(host) | {*SHARED, "json", "help"}))
     if taken:
         raise PluginError(
             f"the options {', '.join(taken)} of the dataset source '{name}' are options of cxrlt prepare already.",

@@ -15,7 +15,8 @@ import typer
 from cxrlt_cli.events import Result
 from cxrlt_cli.failure import exit_on_errors
 
-_SHARED = {
+#: Options of every command.
+SHARED = {
     "as_json": Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and the result only.")],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show details, and tracebacks of errors.")],
@@ -67,7 +68,7 @@ def shown(stub: Stub) -> Callable[..., None]:
     own = list(inspect.signature(stub, eval_str=True).parameters.values())[1:]
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, annotation in _SHARED.items()
+        for name, annotation in SHARED.items()
     ]
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect.signature

@@ -43,7 +43,7 @@ build.default_size = 128
 def strict(request, *, column: str):
     """Needs a column."""
 
-def clash(request, *, seed: int = 3):
+def clash(request, *, seed: int = 3, quiet: bool = False):
     """Takes what the host has."""
 '''
 
@@ -347,7 +347,7 @@ def test_wrong_options_of_a_source(cxrlt: Any, toy: None, arguments: tuple[str, 
 def test_a_source_whose_option_the_host_has_already(cxrlt: Any, toy: None) -> None:
     done = cxrlt("prepare", "clash", "out")
     assert done.code == errors.PluginError.code
-    assert "the options seed of the dataset source 'clash'" in done.err
+    assert "the options quiet, seed of the dataset source 'clash'" in done.err
 
 
 # -- what is printed ---------------------------------------------------------------------------------------------
