@@ -56,6 +56,11 @@ def test_validate(cxrlt: Any) -> None:
     assert cxrlt("recipe", "validate", "a.yaml", "--json").json == {"recipes": [{"source": "a.yaml", "name": "a"}]}
 
 
+def test_every_shipped_recipe_is_valid(cxrlt: Any) -> None:
+    done = cxrlt("recipe", "validate", *shipped())
+    assert (done.code, done.err) == (0, "")
+
+
 def test_validate_tells_every_problem_of_every_recipe(cxrlt: Any) -> None:
     Path("a.yaml").write_text(GOOD + "foo: 1\nbar: 2\n")
     Path("b.yaml").write_text(GOOD + "loss: absent\n")
