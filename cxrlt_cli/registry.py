@@ -100,9 +100,9 @@ def find(kind: str, name: str) -> Plugin:
     Raises:
         PluginError: unknown (with a suggestion and the list), or owned by two distributions.
     """
-    owner, _, short = name.rpartition(":")
+    owner, colon, short = name.rpartition(":")
     plugins = available(kind)
-    found = [p for p in plugins if p.name == short and (not owner or _normal(p.distribution) == _normal(owner))]
+    found = [p for p in plugins if p.name == short and (not colon or _normal(p.distribution) == _normal(owner))]
     if not found:
         raise _unknown(kind, name, short, plugins)
     if len(found) > 1:

@@ -65,9 +65,8 @@ def run_show(name: str, kind: str | None = None) -> Result:
 
 
 def _kind_of(name: str) -> str:
-    owner, _, short = name.rpartition(":")
     every = [plugin for kind in GROUPS for plugin in registry.available(kind)]
-    kinds = list(dict.fromkeys(p.kind for p in every if p.name == short and (not owner or p.qualified == name)))
+    kinds = list(dict.fromkeys(p.kind for p in every if name in {p.name, p.qualified}))
     if len(kinds) > 1:
         raise UsageError(
             f"'{name}' is the name of plugins of several kinds.", cure=f"Say which: --kind {' or --kind '.join(kinds)}."

@@ -45,7 +45,7 @@ Count = Annotated[int, Field(ge=1)]
 class Data(Strict):
     """Which prepared dataset is read, and how."""
 
-    path: str = Field(description="prepared dataset (a directory made by cxrlt prepare)")
+    path: str = Field(description="prepared dataset (a directory made by cxrlt prepare), from the current directory")
     fold: Annotated[int, Field(ge=0)] | None = Field(
         None, description="train on the other folds and use this one as dev (needs prepare --folds)"
     )

@@ -80,7 +80,7 @@ def _mode(path: Path) -> int:
 
 
 def _missing(text: str, name: str, path: Path, ours: dict[str, Path]) -> UsageError:
-    if stat.S_ISDIR(_mode(path)):
+    if text and stat.S_ISDIR(_mode(path)):
         return UsageError(f"'{text}' is a directory, not a recipe.", cure=_offer(ours))
     files = path.parent.glob("*") if stat.S_ISDIR(_mode(path.parent)) else ()
     beside = {file.stem: file.name for file in files if file.suffix in _SUFFIXES}

@@ -64,4 +64,4 @@ def test_the_help_of_a_source_needs_no_network(tmp_path: Path) -> None:
 
 
 def test_the_probe_would_notice(tmp_path: Path) -> None:
-    assert "torch" in loaded("doctor", folder=tmp_path)
+    assert "torch" in loaded("plugins", "show", "bce", folder=tmp_path)

@@ -51,6 +51,12 @@ def test_misspelt_name_is_suggested_and_all_are_listed() -> None:
     assert "bce" in caught.value.cure
 
 
+@pytest.mark.parametrize("name", ["", ":", ":ldam", "cxrlt:", "x:ldam", "ldam:", "LDAM", " ldam"])
+def test_names_are_exact(name: str) -> None:
+    with pytest.raises(PluginError, match="there is no loss"):
+        registry.find("losses", name)
+
+
 def test_name_of_another_kind_is_pointed_out() -> None:
     with pytest.raises(PluginError, match="There is a backbone of that name"):
         registry.resolve("losses", "timm")
