@@ -341,7 +341,8 @@ def read_predictions(path: Path) -> Predictions:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # read_table would make a column of a folder called x=y
+            table = file.read()
     except FileNotFoundError:
         raise RunError(
             "there are no predictions", where=str(path), cure="Make them with `cxrlt predict RUN --split SPLIT`."

@@ -16,6 +16,7 @@ from cxrlt_cli.cli import main
 
 # Before torch is imported: threads that wait by spinning are many times slower when tests run side by side.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
