@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cxrlt_cli.artifacts import FORMAT, RunDir, read_lines, writable_directory, write_json, write_text
-from cxrlt_cli.errors import CxrltError, Interrupted, RunError, TrainingError, UsageError
+from cxrlt_cli.artifacts import RunDir, read_lines
+from cxrlt_cli.commands.run_directory import begin, claimed, move_aside, note
+from cxrlt_cli.data.manifest import load_prepared
+from cxrlt_cli.engine.environment import first_start, first_to_report, has_speaker, launched
+from cxrlt_cli.errors import CxrltError, Interrupted, TrainingError, UsageError
 from cxrlt_cli.events import Emit, Notice, Result, Table, silent
-from cxrlt_cli.recipe.load import dump_recipe, load_recipe
-from cxrlt_cli.registry import find
+from cxrlt_cli.recipe.load import load_recipe
 
 if TYPE_CHECKING:
     from cxrlt_cli.data.manifest import Prepared
-    from cxrlt_cli.engine.distributed import World
-    from cxrlt_cli.engine.fit import Outcome
     from cxrlt_cli.engine.parts import Job
-    from cxrlt_cli.engine.state import Saved
     from cxrlt_cli.recipe.schema import Recipe
-
-#: Recipe keys that may differ when a run is continued: none changes the weights.
-MAY_DIFFER = ("about", "data.path", "train.save_minutes", "train.patience", "predict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +35,10 @@ class Request:
     fresh: bool
     device: str
     dry_run: bool
+
+    def run_dir(self, recipe: Recipe) -> RunDir:
+        """Where the run lies."""
+        return RunDir(self.out or Path("runs") / recipe.name)
 
 
 def run(
@@ -77,15 +73,14 @@ def run(
         SystemExit: in a process of several whose failure another one reports.
     """
     request = Request(recipe, tuple(overrides), out, fresh, device, dry_run)
-    from cxrlt_cli.engine.distributed import has_speaker, launched
-
-    if devices is not None and devices > 1 and not launched():
-        return _launch(request, devices, emit)
     try:
-        result = _train(request, emit)
+        # Before torch is imported, which takes seconds: a misspelt key is answered at once.
+        resolved = load_recipe(recipe, request.overrides)
+        prepared = load_prepared(Path(resolved.data.path))
+        if devices is not None and devices > 1 and not dry_run and not launched():
+            return _launch(request, resolved, devices, emit)
+        result = _train(request, resolved, prepared, emit)
     except CxrltError as error:
-        from cxrlt_cli.engine.distributed import first_to_report
-
         if first_to_report():
             raise
         raise SystemExit(error.code) from error
@@ -95,26 +90,22 @@ def run(
 # -- one process -------------------------------------------------------------------------------------------------
 
 
-def _train(request: Request, emit: Emit) -> Result:
-    from cxrlt_cli.data.manifest import load_prepared
-    from cxrlt_cli.engine.distributed import first_start, join, pick_device, share
+def _train(request: Request, recipe: Recipe, prepared: Prepared, emit: Emit) -> Result:
+    from cxrlt_cli.engine.distributed import join, pick_device, share
     from cxrlt_cli.engine.parts import Job
 
-    recipe = load_recipe(request.recipe, request.overrides)
     chosen = pick_device(request.device)
-    prepared = load_prepared(Path(recipe.data.path))
-    run_dir = RunDir(request.out or Path("runs") / recipe.name)
+    run_dir = request.run_dir(recipe)
     if request.dry_run:
         return _plan(recipe, prepared, run_dir, chosen, emit)
     if request.fresh and first_start():
-        _move_aside(run_dir, emit)
-    with join(chosen) as (world, device), _claimed(run_dir, world):
-        done = share(_open(run_dir, recipe, prepared) if world.first else None, world)
-        if done:
+        move_aside(run_dir, emit)
+    with join(chosen) as (world, device), claimed(run_dir, mine=world.first):
+        done = share(begin(run_dir, recipe, prepared) if world.first else None, world)
+        if done and world.first:
             emit(Notice(f"{run_dir.path} is already finished; nothing to do (start anew with --fresh)"))
-            return _summary(run_dir, recipe)
-        job = Job(recipe, prepared, run_dir, device, world)
-        _carry_out(job, emit)
+        if not done:
+            _carry_out(Job(recipe, prepared, run_dir, device, world), emit)
     return _summary(run_dir, recipe) if world.first else Result({})
 
 
@@ -126,17 +117,17 @@ def _carry_out(job: Job, emit: Emit) -> None:
     if saved is not None and job.world.first:
         emit(Notice(f"continuing {job.run.path} at step {saved.progress.step}, epoch {saved.progress.epoch + 1}"))
     began = time.monotonic()
-    _note(job, status="running", saved=saved)
+    note(job, status="running", saved=saved)
     try:
         with _explained(job):
             outcome = fit(job, saved, emit)
     except Interrupted:
-        _note(job, status="interrupted", seconds=time.monotonic() - began)
+        note(job, status="interrupted", seconds=time.monotonic() - began)
         raise
     except BaseException as error:
-        _note(job, status="failed", seconds=time.monotonic() - began, reason=str(error).splitlines()[:1])
+        note(job, status="failed", seconds=time.monotonic() - began, reason=str(error).splitlines()[:1])
         raise
-    _note(job, status="finished", seconds=time.monotonic() - began, outcome=outcome)
+    note(job, status="finished", seconds=time.monotonic() - began, outcome=outcome)
 
 
 @contextmanager
@@ -144,7 +135,7 @@ def _explained(job: Job) -> Iterator[None]:
     """Turn exhausted memory and lost peers into errors with a cure."""
     import torch
 
-    from cxrlt_cli.engine.distributed import LOST_PEER, first_to_report
+    from cxrlt_cli.engine.distributed import LOST_PEER
 
     try:
         yield
@@ -172,173 +163,26 @@ def _out_of_memory(job: Job) -> TrainingError:
     )
 
 
-# -- the run directory -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _claimed(run_dir: RunDir, world: World) -> Iterator[None]:
-    """Make the directory and keep every other training out of it."""
-    if not world.first:
-        yield
-        return
-    writable_directory(run_dir.path)
-    descriptor = os.open(run_dir.path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise RunError(
-            "another process is training in this run directory",
-            where=str(run_dir.path),
-            cure="Wait for it, or choose another directory with --out.",
-        ) from None
-    finally:
-        os.close(descriptor)
-
-
-def _open(run_dir: RunDir, recipe: Recipe, prepared: Prepared) -> bool:
-    """Begin the run directory, or check that it may be continued. Returns whether it is finished already."""
-    if run_dir.run_json.exists() and _holds_work(run_dir):
-        info = run_dir.info()
-        _check_same(run_dir, recipe, prepared, info)
-        return bool(info.get("status") == "finished")
-    if any(run_dir.path.iterdir()) and not run_dir.run_json.exists():
-        raise RunError(
-            "is not empty and not a run directory", where=str(run_dir.path), cure="Choose another directory with --out."
-        )
-    write_text(run_dir.recipe, dump_recipe(recipe))
-    write_json(run_dir.run_json, _identity(recipe, prepared))
-    return False
-
-
-def _holds_work(run_dir: RunDir) -> bool:
-    """Whether anything was trained here that could be lost."""
-    return any(path.exists() for path in (run_dir.model, run_dir.last, run_dir.path / "previous"))
-
-
-def _move_aside(run_dir: RunDir, emit: Emit) -> None:
-    from cxrlt_cli.engine.distributed import World
-
-    if not run_dir.path.exists():
-        return
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    target = run_dir.path.with_name(f"{run_dir.path.name}.before-{stamp}")
-    with _claimed(run_dir, World()):
-        run_dir.path.rename(target)
-    emit(Notice(f"moved the earlier run to {target}"))
-
-
-def _check_same(run_dir: RunDir, recipe: Recipe, prepared: Prepared, info: Mapping[str, Any]) -> None:
-    cure = "Train into another directory with --out, or start anew with --fresh (what is there is moved aside)."
-    before = load_recipe(str(run_dir.recipe))
-    changes = list(_differences(before.model_dump(), recipe.model_dump()))
-    if changes:
-        lines = "\n".join(f"  {key}: {old} -> {new}" for key, old, new in changes)
-        raise RunError(f"was made with another recipe:\n{lines}", where=str(run_dir.path), cure=cure)
-    if info.get("dataset", {}).get("hash") != prepared.content_hash:
-        what = f"was trained on other data than {prepared.path} holds now"
-        raise RunError(what, where=str(run_dir.path), cure=cure)
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if key in MAY_DIFFER:
-        return
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(name for name in new if name not in old)]:
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
-    elif old != new:
-        yield key, old, new
-
-
-def _identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
-    refs = {
-        "backbones": recipe.model.backbone,
-        "heads": recipe.model.head,
-        "losses": recipe.loss,
-        "samplers": recipe.sampler,
-    }
-    plugins = {kind: find(kind, ref.name) for kind, ref in refs.items()}
-    return {
-        "format": FORMAT,
-        "name": recipe.name,
-        "status": "new",
-        "created": _now(),
-        "seed": recipe.train.seed,
-        "dataset": {
-            "path": str(prepared.path),
-            "name": prepared.name,
-            "hash": prepared.content_hash,
-            "images": len(prepared),
-            "classes": len(prepared.classes),
-        },
-        "plugins": {kind: f"{p.distribution}:{p.name} {p.version}" for kind, p in plugins.items()},
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("cxrlt", "torch", "timm", "numpy", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _note(
-    job: Job,
-    *,
-    status: str,
-    seconds: float = 0.0,
-    saved: Saved | None = None,
-    outcome: Outcome | None = None,
-    reason: Sequence[str] = (),
-) -> None:
-    """Bring run.json up to date; only the first process writes."""
-    if not job.world.first:
-        return
-    info = job.run.info()
-    info |= {"status": status, "updated": _now(), "device": str(job.device), "processes": job.world.size}
-    info["seconds"] = round(info.get("seconds", 0.0) + seconds, 1)
-    info["reason"] = reason[0] if reason else None
-    if saved is not None:
-        info["continued"] = [*info.get("continued", []), {"at": _now(), "step": saved.progress.step}]
-    if outcome is not None:
-        info["epochs"] = outcome.epochs
-        info["stopped_early"] = outcome.stopped_early
-        info["best"] = {"epoch": outcome.best_epoch, "macro_ap": outcome.best_score}
-    write_json(job.run.run_json, info)
-
-
 # -- several processes -------------------------------------------------------------------------------------------
 
 
-def _launch(request: Request, devices: int, emit: Emit) -> Result:
+def _launch(request: Request, recipe: Recipe, devices: int, emit: Emit) -> Result:
     """Check what can be checked, then run the same command as several processes."""
-    from cxrlt_cli.data.manifest import load_prepared
     from cxrlt_cli.engine.distributed import launch, pick_device
 
-    recipe = load_recipe(request.recipe, request.overrides)
     pick_device(request.device if request.device != "cuda" else f"cuda:{devices - 1}")
-    load_prepared(Path(recipe.data.path))
-    run_dir = RunDir(request.out or Path("runs") / recipe.name)
-    if request.dry_run:
-        return _train(request, emit)
-    if recipe.train.batch_size % (devices * recipe.train.accumulate):
+    parts = devices * recipe.train.accumulate
+    if recipe.train.batch_size % parts:
         raise UsageError(
             f"train.batch_size {recipe.train.batch_size} cannot be shared out over {devices} devices and "
             f"{recipe.train.accumulate} accumulation steps",
             where="--devices",
-            cure=f"Choose a multiple of {devices * recipe.train.accumulate}.",
+            cure=f"Choose a multiple of {parts}.",
         )
+    run_dir = request.run_dir(recipe)
     if request.fresh:
         # Once, here: processes that are started again must continue, not start anew.
-        _move_aside(run_dir, emit)
+        move_aside(run_dir, emit)
     settings = [part for override in request.overrides for part in ("--set", override)]
     arguments = ["train", request.recipe, *settings, "--out", str(run_dir.path), "--device", request.device]
     code = launch(arguments, devices, emit)

@@ -6,18 +6,15 @@ here is a no-op for a single process.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
-import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from cxrlt_cli.engine.environment import WORKER, launched
 from cxrlt_cli.errors import TrainingError, UsageError
 from cxrlt_cli.events import Emit, Notice
 
@@ -50,25 +48,6 @@ class World:
     def first(self) -> bool:
         """Whether this is the one process that writes and speaks."""
         return self.rank == 0
-
-
-#: Set by our launcher for the processes it starts: it speaks for them when they are done.
-_WORKER = "CXRLT_WORKER"
-
-
-def has_speaker() -> bool:
-    """Whether our launcher shows the result of this process's work."""
-    return _WORKER in os.environ
-
-
-def launched() -> bool:
-    """Whether this process was started by torchrun (or by our launcher)."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def first_start() -> bool:
-    """Whether this is the first process, and not one that torchrun started again after a failure."""
-    return os.environ.get("RANK", "0") == "0" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 
 
 def pick_device(name: str) -> torch.device:
@@ -211,20 +190,6 @@ def gather_rows(local: npt.NDArray[np.float32], count: int, world: World) -> npt
     return merged
 
 
-def first_to_report() -> bool:
-    """Whether this is the first process of the launch on this machine to report a failure; the others keep quiet."""
-    if not launched():
-        return True
-    parts = (os.environ.get(key, "0") for key in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
-    parent = os.getppid()
-    mark = Path(tempfile.gettempdir()) / f"cxrlt-{'-'.join(parts)}-{parent}.failed"
-    try:
-        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
-
 def accumulating(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """A context in which gradients are averaged over processes only in the ``last`` pass of an accumulation."""
     if isinstance(model, nn.parallel.DistributedDataParallel) and not last:
@@ -245,10 +210,10 @@ def launch(arguments: Sequence[str], processes: int, emit: Emit, *, restarts: in
     Returns:
         The exit code of the whole.
     """
+    _quiet_agent(processes)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    _quiet_agent(processes)
     for attempt in range(restarts + 1):
         try:
             _run_agent(arguments, processes)
@@ -290,8 +255,9 @@ def _quiet_agent(processes: int) -> None:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ[_WORKER] = "1"
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    os.environ[WORKER] = "1"
+    # The agent's loggers read this when they are imported; what they would say is said by our messages.
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
 
 
 def _named(code: int) -> str:
