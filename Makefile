@@ -24,10 +24,10 @@ DEMO := runs/demo_phantom
 
 demo: $(STAMP)
 	@bash -c 'set -e; run() { printf "\n$$ %s\n" "$$*"; "$$@"; }; export PATH="$(CURDIR)/$(BIN):$$PATH"; \
-	  run cxrlt prepare phantom data/phantom --count 6000 --size 64; \
+	  run cxrlt prepare phantom data/phantom --count 4000 --size 96; \
 	  run cxrlt train recipes/demo_phantom.yaml; \
 	  run cxrlt evaluate $(DEMO) --split dev; \
-	  run cxrlt prepare phantom data/phantom --count 6000 --size 64'
+	  run cxrlt predict $(DEMO) docs/images/samples -o $(DEMO)/samples.csv'
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -6,9 +6,12 @@ here is a no-op for a single process.
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -210,7 +213,12 @@ def launch(arguments: Sequence[str], processes: int, emit: Emit, *, restarts: in
     Returns:
         The exit code of the whole.
     """
-    _quiet_agent(processes)
+    with tempfile.TemporaryDirectory(prefix="cxrlt-") as folder:
+        _quiet_agent(processes, folder)
+        return _attempts(arguments, processes, emit, restarts)
+
+
+def _attempts(arguments: Sequence[str], processes: int, emit: Emit, restarts: int) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -221,9 +229,12 @@ def launch(arguments: Sequence[str], processes: int, emit: Emit, *, restarts: in
             return 128 + int(stop.sigval)
         except ChildFailedError as failed:
             codes = [failure.exitcode for failure in failed.failures.values()]
-            lost = [code for code in codes if code < 0 or code == LOST_PEER]
-            if not lost:
-                return codes[0]
+            # The agent ends the peers of a failed process with SIGTERM: that says nothing about what failed.
+            killed = [code for code in codes if (code < 0 and code != -signal.SIGTERM) or code == LOST_PEER]
+            explained = [code for code in codes if code > 0 and code != LOST_PEER]
+            if explained and not killed:
+                return explained[0]
+            lost = killed or codes
             if attempt == restarts:
                 emit(Notice(f"a process was lost {restarts + 1} times ({_named(lost[0])}); giving up", "warning"))
                 return TrainingError.code
@@ -250,14 +261,16 @@ def _run_agent(arguments: Sequence[str], processes: int) -> None:
     elastic_launch(config, sys.executable)("-m", "cxrlt_cli", *arguments)
 
 
-def _quiet_agent(processes: int) -> None:
+def _quiet_agent(processes: int, folder: str) -> None:
     # Without this, a second start on one machine can meet the store of the first (pytorch issues 135712, 167288).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ[WORKER] = "1"
-    # The agent's loggers read this when they are imported; what they would say is said by our messages.
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    os.environ[WORKER] = folder
+    importlib.import_module("torch.distributed.launcher.api")  # from here on its loggers exist
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what they would say is said by our messages
 
 
 def _named(code: int) -> str:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-#: Set by our launcher for the processes it starts: it speaks for them when they are done.
+#: Set by our launcher for the processes it starts, to a folder of their own; it speaks for them when they are done.
 WORKER = "CXRLT_WORKER"
 
 
@@ -31,7 +31,7 @@ def first_to_report() -> bool:
         return True
     parts = (os.environ.get(key, "0") for key in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
     parent = os.getppid()
-    mark = Path(tempfile.gettempdir()) / f"cxrlt-{'-'.join(parts)}-{parent}.failed"
+    mark = Path(os.environ.get(WORKER) or tempfile.gettempdir()) / f"cxrlt-{'-'.join(parts)}-{parent}.failed"
     try:
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
