@@ -41,15 +41,16 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o666 & ~_UMASK)  # safetensors makes its files private
-        _flush(part)
+        flush(part)
         os.replace(part, path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Force a file, or the names in a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

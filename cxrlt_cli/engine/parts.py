@@ -18,7 +18,7 @@ from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.data.shards import Reader
 from cxrlt_cli.engine.distributed import World, synchronise_norms, wrap
 from cxrlt_cli.engine.plan import Plan, make_plan
-from cxrlt_cli.errors import DataError
+from cxrlt_cli.errors import DataError, PluginError
 from cxrlt_cli.events import Emit, Notice
 from cxrlt_cli.model import Classifier, build_classifier, set_bias
 from cxrlt_cli.optim import build_optimizer, ema_start, parameter_groups
@@ -113,6 +113,7 @@ def assemble(job: Job, emit: Emit) -> Parts:
     model = build_classifier(recipe.model, rows.stats, size)
     _start_at_priors(model, recipe, loss, rows.stats, emit)
     model = _placed(model, job)
+    _try_out(model, recipe, rows.stats, size, device)
     _warn_of_norms(model, job, emit)
     optimizer = build_optimizer(parameter_groups(model.backbone, model.head, recipe.optim), recipe.optim, device)
     return Parts(
@@ -138,6 +139,28 @@ def _placed(model: Classifier, job: Job) -> Classifier:
     if train.compile:
         model.compile()
     return model
+
+
+@torch.no_grad()
+def _try_out(model: Classifier, recipe: Recipe, stats: ClassStats, size: int, device: torch.device) -> None:
+    """Pass one black image, so that a network that cannot work on this size says so before anything is read."""
+    where = f"{recipe.model.backbone.name} with {recipe.model.head.name}"
+    try:
+        shape = tuple(model.eval()(torch.zeros(1, 1, size, size, device=device)).shape)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise PluginError(
+            f"the network cannot process images of {size} x {size} px: {str(error).splitlines()[0]}",
+            where=where,
+            cure="Choose another data.size or another backbone.",
+        ) from error
+    if shape != (1, len(stats.names)):
+        raise PluginError(
+            f"the network answers one image with shape {shape}, not (1, {len(stats.names)})",
+            where=where,
+            cure="The head plugin breaks its contract.",
+        )
 
 
 def _warn_of_norms(model: nn.Module, job: Job, emit: Emit) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cxrlt_cli.artifacts import FORMAT
+from cxrlt_cli.artifacts import FORMAT, flush
 from cxrlt_cli.errors import RunError
 from cxrlt_cli.events import Emit, Notice
 
@@ -68,7 +68,7 @@ def save_state(
         document = _document(progress, _digest(part / _TENSORS))
         (part / _JSON).write_text(json.dumps(document), encoding="utf-8")
         for path in (part / _TENSORS, part / _JSON, part):
-            _flush(path)
+            flush(path)
         _swap_in(run, part)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -85,15 +85,7 @@ def _swap_in(run: Path, part: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
         last.rename(previous)
     part.rename(last)
-    _flush(run)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(run)
 
 
 def _document(progress: Progress, digest: str) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def test_a_fold_trains_on_the_other_folds(workplace: Path, cxrlt) -> None:
         (["tiny.yaml", "--set", "data.size=64"], 3, "more than the 32 px"),
         (["tiny.yaml", "--set", "train.batch_size=33"], 2, "more than the 32 training images"),
         (["tiny.yaml", "--set", "model.backbone.model=resnet5"], 4, "no model 'resnet5'"),
+        (["tiny.yaml", "--set", "data.size=16"], 4, "cannot process images of 16 x 16 px"),
         (["tiny.yaml", "--device", "tpu9"], 2, "tpu9"),
         (["tiny.yaml", "--device", "cuda:77"], 2, "cuda:77"),
         (["tiny.yaml", "--devices", "3"], 2, "cannot be shared out over 3 devices"),

@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_the_state_before_untouched(tmp_path: Path, monkeypat
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cxrlt_cli.engine.state._flush", full)
+    monkeypatch.setattr("cxrlt_cli.engine.state.flush", full)
     with pytest.raises(RunError, match="No space left on device"):
         save(tmp_path, 1, 20)
     monkeypatch.undo()
