@@ -6,6 +6,7 @@ most; torch is never imported here, so that evaluation works without it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -155,6 +156,17 @@ class RunDir:
         """The directory's own name."""
         return self.path.resolve().name
 
+    def in_use(self) -> bool:
+        """Whether a process is training in this directory now: it holds a lock on it."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def info(self) -> dict[str, Any]:
         """The content of run.json.
 
@@ -179,17 +191,19 @@ def list_runs(root: Path) -> list[RunDir]:
     return sorted(found, key=lambda run: (-run.run_json.stat().st_mtime_ns, run.path.name))
 
 
-def find_run(path: Path | None, root: Path = Path("runs")) -> RunDir:
-    """The run at ``path``, or the newest one in ``root`` when ``path`` is None.
+def find_run(path: Path | None, root: Path = Path("runs"), *, trained: bool = False) -> RunDir:
+    """The run at ``path``, or, when ``path`` is None, the newest one in ``root``; with ``trained``, that has weights.
 
     Raises:
         RunError: there is none, or ``path`` is not a run directory.
     """
     if path is None:
-        runs = list_runs(root)
+        runs = [run for run in list_runs(root) if run.model.exists() or not trained]
         if not runs:
             raise RunError(
-                "there is no run", where=str(root), cure="Train one with `cxrlt train RECIPE`, or name a run directory."
+                "there is no run with weights" if trained else "there is no run",
+                where=str(root),
+                cure="Train one with `cxrlt train RECIPE`, or name a run directory.",
             )
         return runs[0]
     if not (path / "run.json").is_file():

@@ -49,6 +49,11 @@ HOST_PARAMETERS: Mapping[str, tuple[str, ...]] = {
 UNKNOWN = -1
 
 
+def frequency_group(share: float) -> str:
+    """ "head", "medium" or "tail": above 10 %, 1 to 10 %, or below 1 % of positives in the training split."""
+    return "head" if share > 0.10 else "medium" if share >= 0.01 else "tail"
+
+
 class PluginFault(Exception):
     """Raised by a plugin for input it cannot use; the host shows it as one message.
 
@@ -83,8 +88,13 @@ class ClassStats:
         return tuple(p + n for p, n in zip(self.positives, self.negatives, strict=True))
 
     @property
+    def share(self) -> tuple[float, ...]:
+        """Share of positives among known labels, per class; 0 where no label is known."""
+        return tuple(p / k if k else 0.0 for p, k in zip(self.positives, self.known, strict=True))
+
+    @property
     def prevalence(self) -> tuple[float, ...]:
-        """Share of positives among known labels, per class, smoothed by half an image so that it lies in (0, 1)."""
+        """``share`` smoothed by half an image, so that it lies in (0, 1) and has log-odds."""
         return tuple((p + 0.5) / (k + 1) for p, k in zip(self.positives, self.known, strict=True))
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.contracts import UNKNOWN
+from cxrlt_cli.contracts import UNKNOWN, frequency_group
 from cxrlt_cli.errors import DataError
 
 Array = npt.NDArray[np.float64]
@@ -211,8 +211,7 @@ def _gap(place: npt.NDArray[np.int64], positive: npt.NDArray[np.bool_], posterio
 
 def group_of(prevalence: npt.ArrayLike) -> npt.NDArray[np.str_]:
     """Head (> 10 %), medium (1 to 10 %) or tail (< 1 %) for each training prevalence (C,)."""
-    share = np.asarray(prevalence, dtype=np.float64)
-    return np.asarray(np.select([share > 0.10, share >= 0.01], GROUPS[:2], GROUPS[2]), dtype=np.str_)
+    return np.array([frequency_group(share) for share in np.asarray(prevalence, dtype=np.float64)], dtype=np.str_)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,9 +93,7 @@ def _score(run: OpenRun, split: str, absent: Absent, data: Path | None, emit: Em
     predictions, tta = _predictions(run, prepared, split, data, emit)
     image_id = column(prepared.frame, "image_id", rows)
     logits = _aligned(run, predictions, image_id, run.predictions(prepared, split))
-    result = evaluate(
-        labels, logits, posterior_of(link, logits), run.card.classes, run.card.stats.prevalence, absent=absent
-    )
+    result = evaluate(labels, logits, posterior_of(link, logits), run.card.classes, run.card.stats.share, absent=absent)
     return Scored(run, prepared, image_id, tta, result)
 
 

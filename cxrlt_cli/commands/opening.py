@@ -53,7 +53,7 @@ def open_run(path: Path | None) -> OpenRun:
     Raises:
         RunError: there is no such run, it is damaged, or it has no model yet.
     """
-    found = find_run(path)
+    found = find_run(path, trained=True)
     info = found.info()
     return OpenRun(found, info, read_card(found.model), _recipe(found.recipe))
 

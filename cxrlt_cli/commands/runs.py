@@ -26,7 +26,7 @@ def run_list(root: Path = Path("runs")) -> Result:
             data.append({"path": run.path, "status": "damaged", "reason": error.what})
             continue
         rows.append(_row(run, info))
-        data.append({"path": run.path, **info})
+        data.append({"path": run.path, **info, "status": _status(run, info)})
     if not rows:
         text = f"There is no run in {root}. Train one with `cxrlt train RECIPE`."
         return Result({"root": root, "runs": []}, (text,))
@@ -55,12 +55,18 @@ def run_show(run: Path | None = None) -> Result:
     return Result({"path": found.path, **info, "history": history, "files": files}, tuple(blocks))
 
 
+def _status(run: RunDir, info: Mapping[str, Any]) -> str:
+    """What run.json says, unless the process that wrote "running" is gone."""
+    status = str(info.get("status", "unknown"))
+    return "killed" if status == "running" and not run.in_use() else status
+
+
 def _row(run: RunDir, info: Mapping[str, Any]) -> tuple[str, ...]:
     best, dataset = info.get("best") or {}, info.get("dataset") or {}
     score = best.get("macro_ap")
     return (
         run.path.name,
-        str(info.get("status", "unknown")),
+        _status(run, info),
         str(info.get("epochs", "")),
         "" if score is None else f"{score:.4f}",
         str(dataset.get("name", "")),

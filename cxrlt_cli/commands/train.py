@@ -208,8 +208,9 @@ def _summary(run_dir: RunDir, recipe: Recipe) -> Result:
         **{key: str(path) for key, path in files.items()},
     }
     early = " (stopped early)" if info.get("stopped_early") else ""
+    epochs = f"{info.get('epochs')} epoch{'' if info.get('epochs') == 1 else 's'}{early}"
     text = (
-        f"{info.get('epochs')} epochs{early} in {info.get('seconds', 0):.0f} s; best epoch {best.get('epoch')}: "
+        f"{epochs} in {info.get('seconds', 0):.0f} s; best epoch {best.get('epoch')}: "
         f"dev macro AP {best.get('macro_ap', float('nan')):.4f}"
     )
     rows = tuple((key, str(path)) for key, path in files.items())
@@ -221,9 +222,6 @@ def _plan(recipe: Recipe, prepared: Prepared, run_dir: RunDir, device: Any, emit
     from cxrlt_cli.engine.distributed import World
     from cxrlt_cli.engine.parts import Job, assemble
 
-    with_random_weights = recipe.model.backbone.model_copy(update={"pretrained": False})
-    model = recipe.model.model_copy(update={"backbone": with_random_weights})
-    recipe = recipe.model_copy(update={"model": model})
     parts = assemble(Job(recipe, prepared, run_dir, device, World()), emit)
     count = sum(parameter.numel() for parameter in parts.model.parameters())
     data = {

@@ -19,15 +19,8 @@ from cxrlt_cli.errors import DataError
 
 from .manifest import RESERVED, SPLITS
 
-#: Training prevalence above which a class belongs to the head, and above which to the middle.
-HEAD, MEDIUM = 0.1, 0.01
 #: Prefix of a further column of the source whose name the manifest uses itself.
 SOURCE_PREFIX = "source:"
-
-
-def tier(prevalence: float) -> str:
-    """ "head" (training prevalence above 10 %), "medium" (1 to 10 %) or "tail" (below 1 %)."""
-    return "head" if prevalence > HEAD else "medium" if prevalence >= MEDIUM else "tail"
 
 
 # -- the table -----------------------------------------------------------------------------------------------------

@@ -282,7 +282,7 @@ def _scores(
         )
     stats, plan, optim = parts.rows.stats, parts.plan, job.recipe.optim
     posteriors = posterior_of(link, logits)
-    result = evaluate(parts.rows.dev_labels, logits, posteriors, stats.names, np.array(stats.prevalence))
+    result = evaluate(parts.rows.dev_labels, logits, posteriors, stats.names, np.array(stats.share))
     images = plan.steps * plan.batch
     return {
         "epoch": progress.epoch + 1,

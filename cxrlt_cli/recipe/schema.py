@@ -67,7 +67,7 @@ class Model(Strict):
 
 
 class Reweight(Strict):
-    """Per-class weights, applied by the host to any loss (DESIGN 5.1)."""
+    """Per-class weights, applied by the host to any loss."""
 
     scheme: Literal["none", "inverse", "root-inverse", "effective"] = Field(
         "none", description="effective: the effective number of samples (arXiv 1901.05555, eq. 2)"
@@ -122,15 +122,15 @@ class Ema(Strict):
 class Train(Strict):
     """The loop."""
 
-    epochs: Count = Field(10)
+    epochs: Count = Field(10, description="passes over the training images")
     batch_size: Count = Field(32, description="images per optimiser step, over all processes and accumulation steps")
     accumulate: Count = Field(1, description="split each batch into this many backward passes, to save memory")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type")
-    channels_last: bool = Field(False)
+    channels_last: bool = Field(False, description="memory layout of images and convolutions; often faster")
     compile: bool = Field(False, description="torch.compile the network")
     ema: Ema | None = Field(None)
     patience: Count | None = Field(None, description="stop after this many epochs without a better dev macro AP")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0)
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, order, augmentation and dropout")
     deterministic: bool = Field(False, description="bitwise repeatable on a GPU as well; slower there")
     save_minutes: NotNegative = Field(10.0, description="save at least this often within an epoch")
     eval_batch_size: Count | None = Field(None, description="images per pass in evaluation; default: batch_size")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.data.audit import Duplicates, duplicate_notes, tier
+from cxrlt_cli.contracts import frequency_group
+from cxrlt_cli.data.audit import Duplicates, duplicate_notes
 from cxrlt_cli.data.manifest import SPLITS
 from cxrlt_cli.events import Table
 
@@ -36,7 +37,7 @@ def class_rows(counts: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...], fl
 def class_table(counts: Mapping[str, Any]) -> Table:
     """Positives by class and split, for the terminal."""
     rows = tuple(
-        (name, *(f"{count:,}" for count in positives), f"{prevalence:.2%}", tier(prevalence))
+        (name, *(f"{count:,}" for count in positives), f"{prevalence:.2%}", frequency_group(prevalence))
         for name, positives, prevalence in class_rows(counts)
     )
     note = "Prevalence in training; head above 10 %, medium 1 to 10 %, tail below 1 %."
@@ -107,7 +108,11 @@ def render(
 
 def _class_bars(counts: Mapping[str, Any]) -> str:
     rows = [
-        Bar(name, positives, f"{' · '.join(f'{count:,}' for count in positives)} · {prevalence:.2%} {tier(prevalence)}")
+        Bar(
+            name,
+            positives,
+            f"{' · '.join(f'{count:,}' for count in positives)} · {prevalence:.2%} {frequency_group(prevalence)}",
+        )
         for name, positives, prevalence in class_rows(counts)
     ]
     return bars(rows, title="Positives by class and split", log=True)
@@ -161,7 +166,7 @@ def _imbalance(counts: Mapping[str, Any]) -> str:
 
 
 def _tiers(counts: Mapping[str, Any]) -> str:
-    found = Counter(tier(prevalence) for _, _, prevalence in class_rows(counts))
+    found = Counter(frequency_group(prevalence) for _, _, prevalence in class_rows(counts))
     return ", ".join(f"{found[name]} {name}" for name in ("head", "medium", "tail"))
 
 

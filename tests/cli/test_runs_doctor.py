@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -110,3 +111,16 @@ def test_doctor_with_a_broken_torch(cxrlt: Any, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setitem(sys.modules, "torch", None)
     assert "torch cannot be imported" in doctor._devices()["error"]
+
+
+def test_a_run_whose_process_is_gone_is_called_killed(cxrlt, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"format": 1, "status": "running"}')
+    assert cxrlt("runs", "list", "--json").json["runs"][0]["status"] == "killed"
+    descriptor = os.open(run, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        assert cxrlt("runs", "list", "--json").json["runs"][0]["status"] == "running"
+    finally:
+        os.close(descriptor)

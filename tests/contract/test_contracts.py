@@ -73,7 +73,7 @@ def test_an_unknown_option_is_refused(plugin: Plugin) -> None:
     assert registry.option_problems(plugin.kind, {"name": plugin.qualified, "no_such_option": 1})
 
 
-def test_the_plugins_of_the_issue_are_there() -> None:
+def test_the_built_in_plugins_are_there() -> None:
     names = {kind: {plugin.name for plugin in registry.available(kind)} for kind in GROUPS}
     assert {"bce", "asl", "ldam"} <= names["losses"]
     assert {"linear", "cosine"} <= names["heads"]

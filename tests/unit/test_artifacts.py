@@ -119,6 +119,13 @@ def test_the_newest_run_is_found(tmp_path: Path) -> None:
     (tmp_path / "not-a-run").mkdir()
     assert [run.name for run in list_runs(tmp_path)] == ["b", "a"]
     assert find_run(None, tmp_path).name == "b"
+    with pytest.raises(RunError, match="there is no run with weights"):
+        find_run(None, tmp_path, trained=True)
+    for name in "ab":
+        (tmp_path / name / "model.safetensors").touch()
+    assert find_run(None, tmp_path, trained=True).name == "b"
+    (tmp_path / "b" / "model.safetensors").unlink()
+    assert find_run(None, tmp_path, trained=True).name == "a"
     assert find_run(tmp_path / "a").name == "a"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cxrlt_cli.contracts import SourceTable
+from cxrlt_cli.contracts import SourceTable, frequency_group
 from cxrlt_cli.data import audit
 from cxrlt_cli.errors import DataError
 
@@ -73,7 +73,7 @@ def test_patients_in_two_splits_are_named() -> None:
     ("prevalence", "group"), [(0.5, "head"), (0.1, "medium"), (0.0101, "medium"), (0.01, "medium"), (0.0099, "tail")]
 )
 def test_groups_by_prevalence(prevalence: float, group: str) -> None:
-    assert audit.tier(prevalence) == group
+    assert frequency_group(prevalence) == group
 
 
 # -- duplicates ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -106,6 +107,7 @@ def build(
 def _create(model: str, options: dict[str, Any], weights: Path | None) -> nn.Module:
     import timm
 
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of one-channel weights that fit as they are
     tensors = {} if weights is None else _read(weights)
     try:
         if any(name.endswith(_BIASES) for name in tensors):
