@@ -208,6 +208,19 @@ def test_devices_launches_processes_and_speaks_once(workplace: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_launcher_saves_and_has_its_code(workplace: Path, number: int, code: int) -> None:
+    child = train_in_process(workplace, "--devices", "2", "--set", "train.epochs=500")
+    until(workplace / "runs/tiny", 2)
+    child.send_signal(number)
+    _, err = child.communicate(timeout=90)
+    assert child.returncode == code, err
+    assert err.count("Run the same command again to continue") == 1
+    assert (workplace / "runs/tiny/last/state.json").exists()
+    assert json.loads((workplace / "runs/tiny/run.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.slow
 def test_a_killed_rank_is_started_again(workplace: Path) -> None:
     child = train_in_process(workplace, "--devices", "2", "--set", "train.epochs=40")
     until(workplace / "runs/tiny", 2)
