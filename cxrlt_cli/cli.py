@@ -337,8 +337,6 @@ def main() -> None:
     """The entry point: run a command, and turn whatever goes wrong into one message and an exit status."""
     # pydantic reads the entry points of every installed package for plugins of its own; a torn one would stop us
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    # Before torch is imported: threads that wait by spinning make everything many times slower on a shared machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
