@@ -1,6 +1,6 @@
 """The errors a user can act on.
 
-A message says what is wrong, where, and what to do about it. ``cli.py`` renders it and turns ``code`` into the
+A message says what is wrong, where, and what to do about it. ``failure.py`` renders it and turns ``code`` into the
 exit status; everything else that escapes is a bug and exits with 1.
 """
 

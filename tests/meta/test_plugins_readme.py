@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cxrlt_cli.cli import _prepare
+from cxrlt_cli.cli.prepare import prepare
 from cxrlt_cli.contracts import GROUPS, HOST_PARAMETERS
 from cxrlt_cli.source_command import _HANDED
 
@@ -99,6 +99,6 @@ def test_every_kind_is_in_the_table() -> None:
 
 
 def test_every_option_of_prepare_is_named_as_taken() -> None:
-    taken = set(_prepare.__annotations__) - {"emit", "return", "out", *_HANDED}
+    taken = set(prepare.__annotations__) - {"emit", "return", "out", *_HANDED}
     text = README.read_text().partition("options of\n  `cxrlt prepare` itself")[2].partition(")")[0]
     assert set(re.findall(r"`(\w+)`", text)) == taken

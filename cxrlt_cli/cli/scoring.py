@@ -1,0 +1,81 @@
+"""Commands that use runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cxrlt_cli.cli.arguments import Data, Device
+from cxrlt_cli.events import Emit, Result
+
+
+def evaluate(
+    emit: Emit,
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN", help="Run directories; default: the newest run.")
+    ] = None,
+    *,
+    split: Annotated[str, typer.Option(metavar="dev|test|train", help="Which images.")] = "dev",
+    absent: Annotated[
+        Literal["skip", "zero"],
+        typer.Option(metavar="skip|zero", help="Classes without positives: named and left out, or scored 0."),
+    ] = "skip",
+    data: Data = None,
+) -> Result:
+    """Score runs: mAP, AUROC, F1, calibration.
+
+    Overall, for each class, and for head, medium and tail; several runs side by side.
+    """
+    from cxrlt_cli.commands.evaluate import run
+
+    return run(runs or [], split=split, absent=absent, data=data, emit=emit)
+
+
+def predict(
+    emit: Emit,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN|FILE|DIR",
+            help="First the run directory (it holds a run.json; default: the newest run), then images and folders.",
+        ),
+    ] = None,
+    *,
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="A split of the run's dataset, no files.")] = None,
+    tta: Annotated[str | None, typer.Option(metavar="NAME", help="Test-time augmentation plugin.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Use views the training never saw.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help=".csv or .parquet file.")] = None,
+    submission: Annotated[bool, typer.Option("--submission", help="Write the form of CXR-LT 2026.")] = False,
+    data: Data = None,
+    device: Device = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images per forward pass.")] = None,
+) -> Result:
+    """Logits, posteriors and decisions for images.
+
+    The images are files and folders, or a split of the dataset the run was trained on.
+    """
+    from cxrlt_cli.commands.predict import run
+
+    run_dir, inputs = _run_and_inputs(paths or [])
+    return run(
+        run_dir,
+        inputs,
+        split=split,
+        tta=tta,
+        force=force,
+        out=out,
+        submission=submission,
+        data=data,
+        device=device,
+        batch_size=batch_size,
+        emit=emit,
+    )
+
+
+def _run_and_inputs(paths: list[Path]) -> tuple[Path | None, list[Path]]:
+    """The run and the images among the paths of ``predict``: a first path with a run.json in it is the run."""
+    if paths and (paths[0] / "run.json").is_file():
+        return paths[0], paths[1:]
+    return None, paths
