@@ -12,7 +12,7 @@ entry-point group    kind                factory
 ``cxrlt.losses``     ``losses``          ``build(stats, *, **options) -> Loss``
 ``cxrlt.backbones``  ``backbones``       ``build(in_chans, image_size, *, pretrained, **options) -> Backbone``
 ``cxrlt.heads``      ``heads``           ``build(width, stats, *, **options) -> Head``
-``cxrlt.samplers``   ``samplers``        ``build(labels, stats, seed, *, **options) -> Sampler``
+``cxrlt.samplers``   ``samplers``        ``build(labels, stats, patients, seed, epochs, *, **options) -> Sampler``
 ``cxrlt.tta``        ``tta``             ``build(*, **options) -> TestTimeAugmentation``
 ``cxrlt.datasets``   ``datasets``        ``build(request, *, **options) -> Source``
 ===================  ==================  ==========================================================================
@@ -40,7 +40,7 @@ HOST_PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "losses": ("stats",),
     "backbones": ("in_chans", "image_size"),
     "heads": ("width", "stats"),
-    "samplers": ("labels", "stats", "seed"),
+    "samplers": ("labels", "stats", "patients", "seed", "epochs"),
     "tta": (),
     "datasets": ("request",),
 }
@@ -161,11 +161,32 @@ class Head(Protocol):
 
 
 class Sampler(Protocol):
-    """The order of an epoch."""
+    """The order of an epoch.
+
+    Its factory receives ``labels`` (N, C) int8 (1, 0, or -1 where unknown) and ``patients`` (N,) int64 of the training
+    split, where equal codes are one patient; ``seed``; and ``epochs``, the length of the run, for samplers that change
+    over it.
+
+    A sampler may offer ``expected(epoch: int) -> (N,) float64``: how often it draws each image in that epoch on
+    average over seeds. It is what the user is shown before training; without it the host counts the draws of some
+    epochs.
+    """
 
     def indices(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Positions in the training split, in order; pure in (seed, epoch), the same on every process."""
+        """Positions in the training split, in order; pure in (seed, epoch), the same on every process.
+
+        Every epoch has the same number of positions, not necessarily N, and 0 <= epoch: the steps of a run are counted
+        before it begins. A sampler whose epochs differ in length by nature (stochastic rounding) rounds so that they
+        do not. Positions that do not fill the last batch of an epoch are left out, so their order must be random.
+        """
         ...
+
+
+#: Where the outputs of views are merged: as logits, or as posteriors, which come back as logits through the link.
+Space = Literal["logit", "posterior"]
+
+#: How the outputs of views are merged; :class:`TestTimeAugmentation` says what each means.
+Merge = Literal["mean", "median", "max", "geometric", "rank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +195,8 @@ class View:
 
     Attributes:
         name: shown to the user.
-        apply: (B, 1, H, W) intensities in [0, 1] -> the same shape and range; pure, row by row.
+        apply: (B, 1, H, W) intensities in [0, 1] -> the same shape and range; pure, row by row. Two views whose
+            ``apply`` are equal and hashable objects are computed once, whichever strategies share them.
         needs: names of training augmentations the network must have seen ("flip", "rotate", "scale", ...).
         classes: the classes the view is valid for; None means all.
         projections: the image views (PA, AP, lateral) it is valid for; None means all.
@@ -189,19 +211,42 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class TestTimeAugmentation:
-    """Named views, the identity first, and how their outputs are merged.
+    """Named views, the identity first, and how their outputs are merged, image by image and class by class.
+
+    Views that are not valid for a class or an image stand aside there; the identity always counts. The merges:
+
+    - ``mean``, ``median`` (of an even number: the mean of the two in the middle) and ``max``, in ``space``.
+    - ``geometric``, of posteriors only: g / (g + h), where g is the geometric mean of the posteriors and h that of
+      their complements (the logarithmic opinion pool; Genest and Zidek, Statistical Science 1986). It is the mean of
+      the log-odds, and treats a finding and its absence alike.
+    - ``rank``, of a whole set of images: each view ranks the images it is valid for (ties share their mean rank), the
+      mean rank orders them, and the n-th image in that order receives the n-th of the identity's own logits. So the
+      order is the merged one, and logits and posteriors keep the identity's distribution. What an image receives
+      depends on the images beside it.
 
     Attributes:
         views: the first one is the identity.
-        space: whether logits or posteriors are averaged.
+        space: whether logits or posteriors are merged; ``max`` and ``rank`` are the same in both.
         merge: how.
+
+    Raises:
+        PluginFault: there is no view, two have one name, or a geometric mean of logits is asked for, which may be
+            negative.
     """
 
     __test__ = False
 
     views: tuple[View, ...]
-    space: Literal["logit", "posterior"] = "logit"
-    merge: Literal["mean", "median", "max"] = "mean"
+    space: Space = "logit"
+    merge: Merge = "mean"
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        names = [view.name for view in self.views]
+        if not names or len(set(names)) < len(names):
+            raise PluginFault(f"the views of a test-time augmentation need names of their own, not {names}")
+        if self.merge == "geometric" and self.space == "logit":
+            raise PluginFault("a geometric mean is one of posteriors", cure="Set the option 'space' to 'posterior'.")
 
 
 @dataclass(frozen=True, slots=True)

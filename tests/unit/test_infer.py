@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -143,7 +145,8 @@ LINK = Link(np.array([-50.0, 0.0, 50.0]), np.array([[-50.0, 0.0, 50.0], [-101.0,
 
 
 def tta(*views: View, **settings: str) -> TestTimeAugmentation:
-    return TestTimeAugmentation((IDENTITY, *views), **settings)  # type: ignore[arg-type]
+    named = [replace(view, name=f"view {number}") for number, view in enumerate(views)]
+    return TestTimeAugmentation((IDENTITY, *named), **settings)  # type: ignore[arg-type]
 
 
 def logits_of(views: int, rows: int = 5) -> npt.NDArray[np.float32]:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from cxrlt_cli.contracts import TestTimeAugmentation, View
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from cxrlt_cli.contracts import Merge, Space, TestTimeAugmentation
+from cxrlt_plugins.tta.moves import Move, strategy
 
 
-def build() -> TestTimeAugmentation:
-    """The mean logit of the image and its mirror image.
+def build(*, space: Space = "logit", merge: Merge = "mean") -> TestTimeAugmentation:
+    """The image and its mirror image: 2 views.
 
     A mirrored chest has its heart on the right: only a network whose training saw flips can read it.
+
+    Args:
+        space: whether logits or posteriors are merged
+        merge: how the views are merged
     """
-    mirrored = View("flip", _mirrored, needs=frozenset({"flip"}))
-    return TestTimeAugmentation((View("identity", _as_it_is), mirrored))
-
-
-def _as_it_is(images: Tensor) -> Tensor:
-    return images
-
-
-def _mirrored(images: Tensor) -> Tensor:
-    """(B, 1, H, W) with left and right exchanged."""
-    return images.flip(-1)
+    return strategy({"flip": Move(flip=True)}, space, merge)

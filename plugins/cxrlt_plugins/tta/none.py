@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from cxrlt_cli.contracts import TestTimeAugmentation, View
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from cxrlt_cli.contracts import TestTimeAugmentation
+from cxrlt_plugins.tta.moves import strategy
 
 
 def build() -> TestTimeAugmentation:
     """The image as it is, once."""
-    return TestTimeAugmentation((View("identity", _as_it_is),))
-
-
-def _as_it_is(images: Tensor) -> Tensor:
-    return images
+    return strategy({}, "logit", "mean")
