@@ -205,7 +205,7 @@ def _targets(job: Job, parts: Parts, step: Step, chunk: Chunk) -> tuple[Tensor, 
 
 
 def _update(job: Job, parts: Parts, step: Step) -> None:
-    clip, ema = job.recipe.optim.clip, job.recipe.train.ema
+    clip, ema = job.recipe.optim.clip, job.recipe.train.average.ema
     if clip is not None:
         parts.scaler.unscale_(parts.optimizer)
         nn.utils.clip_grad_norm_(parts.model.parameters(), clip)

@@ -124,7 +124,7 @@ def assemble(job: Job, emit: Emit) -> Parts:
         loss=cast("Loss", loss),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.precision == "fp16"),
-        average=ema_start(model) if recipe.train.ema else None,
+        average=ema_start(model) if recipe.train.average.ema else None,
         sampler=sampler,
         plan=plan,
         size=size,

@@ -79,6 +79,15 @@ class Reweight(Strict):
         "head", description="head: the most frequent class weighs 1; mean: weights average 1 (the published form)"
     )
     cap: Positive | None = Field(None, description="largest weight")
+    lr_drop: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="multiply the learning rate by this from start on, as LDAM-DRW does (arXiv 1906.07413)"
+    )
+
+    @model_validator(mode="after")
+    def _drop_is_deferred(self) -> Reweight:
+        if self.lr_drop is not None and self.start == 0:
+            raise ValueError("lr_drop lowers the learning rate from start on, and start is 0; set start, or lower lr")
+        return self
 
 
 class Augment(Strict):
@@ -93,6 +102,16 @@ class Augment(Strict):
     gamma: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="power in [1-g, 1/(1-g)], log-uniform")
     noise: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Gaussian noise, s.d. up to this")
     erase: Share = Field(0.0, description="probability of erasing one rectangle of 2 to 15 % of the area")
+
+
+class Mix(Strict):
+    """Mixing each training image with another one of its batch, labels included."""
+
+    mixup: NotNegative = Field(0.0, description="blend, by a share from Beta(alpha, alpha) (arXiv 1710.09412); 0: off")
+    cutmix: NotNegative = Field(
+        0.0, description="paste a rectangle of area 1 - Beta(alpha, alpha) (arXiv 1905.04899); 0: off"
+    )
+    probability: Share = Field(1.0, description="of mixing an image; by either way at even odds where both are on")
 
 
 class Optim(Strict):
@@ -110,13 +129,34 @@ class Optim(Strict):
     warmup: Share = Field(0.05, description="share of the run with a rising rate")
     final_lr: Share = Field(0.01, description="rate at the end, as a share of lr")
     clip: Positive | None = Field(1.0, description="largest norm of the gradient; null: no clipping")
+    sam: Positive | None = Field(
+        None, description="rho of sharpness-aware minimisation (arXiv 2010.01412); a step then costs two"
+    )
 
 
 class Ema(Strict):
-    """Exponential moving average of the weights, evaluated and saved in their place."""
+    """Exponential moving average over steps, evaluated and saved in place of the weights."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="per optimiser step")
     warmup: bool = Field(True, description="decay_t = min(decay, (1 + t) / (10 + t))")
+
+
+class Average(Strict):
+    """Averaging of the weights, over steps and over epochs."""
+
+    ema: Ema | None = Field(None)
+    swa: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="save the mean of the last this many epochs instead of the best epoch (arXiv 1803.05407)"
+    )
+    soup: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="save the greedy soup of at most this many best epochs instead (arXiv 2203.05482)"
+    )
+
+    @model_validator(mode="after")
+    def _one_final_average(self) -> Average:
+        if self.swa is not None and self.soup is not None:
+            raise ValueError("swa and soup both replace the saved weights; set one of them")
+        return self
 
 
 class Train(Strict):
@@ -128,7 +168,13 @@ class Train(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type")
     channels_last: bool = Field(False, description="memory layout of images and convolutions; often faster")
     compile: bool = Field(False, description="torch.compile the network")
-    ema: Ema | None = Field(None)
+    average: Average = Average()
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share e of a label that is replaced: y becomes (1 - e) y + e q"
+    )
+    smooth_towards: Literal["prevalence", "half"] = Field(
+        "prevalence", description="q of label_smoothing: the class's share of positives, or 1/2"
+    )
     patience: Count | None = Field(None, description="stop after this many epochs without a better dev macro AP")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, order, augmentation and dropout")
     deterministic: bool = Field(False, description="bitwise repeatable on a GPU as well; slower there")
@@ -165,6 +211,7 @@ class Recipe(Strict):
     reweight: Reweight = Reweight()
     sampler: Ref = Field(default=PluginRef(name="uniform"), description="a plugin of cxrlt.samplers")
     augment: Augment = Augment()
+    mix: Mix = Mix()
     optim: Optim = Optim()
     train: Train = Train()
     predict: Predict = Predict()

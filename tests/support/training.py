@@ -23,7 +23,7 @@ RECIPE: dict[str, Any] = {
     "reweight": {"scheme": "effective", "start": 0.5},
     "augment": {"rotate": 5.0, "noise": 0.02, "erase": 0.3},
     "optim": {"lr": 1e-3},
-    "train": {"epochs": 2, "batch_size": 24, "ema": {"decay": 0.9}, "save_minutes": 0.0},
+    "train": {"epochs": 2, "batch_size": 24, "average": {"ema": {"decay": 0.9}}, "save_minutes": 0.0},
 }
 
 

@@ -110,7 +110,7 @@ def test_the_head_starts_at_the_priors(phantom: Path, tmp_path: Path) -> None:
     settings = training.recipe(
         phantom,
         optim={"lr": 1e-12},
-        train={"epochs": 1, "ema": None},
+        train={"epochs": 1, "average": {}},
         augment={"rotate": 0.0, "noise": 0.0, "erase": 0.0},
         reweight={"start": 1.0},
     )
@@ -143,13 +143,13 @@ def norm_difference(one: Path, two: Path) -> float:
 @pytest.fixture(scope="module")
 def alone(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("alone") / "run"
-    assert training.train(training.recipe(phantom, train={"ema": None}), run) == [0]
+    assert training.train(training.recipe(phantom, train={"average": {}}), run) == [0]
     return run
 
 
 def test_two_processes_end_in_the_same_weights(phantom: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert training.train(training.recipe(phantom, train={"ema": None}), run, processes=2) == [0, 0]
+    assert training.train(training.recipe(phantom, train={"average": {}}), run, processes=2) == [0, 0]
     assert norm_difference(alone, run) < 1e-6
     together, single = (read_predictions(path / "predictions" / "dev.parquet") for path in (run, alone))
     assert together.image_id == single.image_id
@@ -157,7 +157,7 @@ def test_two_processes_end_in_the_same_weights(phantom: Path, alone: Path, tmp_p
 
 
 def test_a_run_continues_on_another_number_of_processes(phantom: Path, alone: Path, tmp_path: Path) -> None:
-    run, settings = tmp_path / "run", training.recipe(phantom, train={"ema": None})
+    run, settings = tmp_path / "run", training.recipe(phantom, train={"average": {}})
     assert training.train(settings, run, kill_at=3) == [-signal.SIGKILL]
     assert training.train(settings, run, signal_at=(signal.SIGTERM, 4), processes=2) == [143, 143]
     assert training.train(settings, run) == [0]
@@ -171,13 +171,13 @@ def test_a_killed_process_ends_the_others(phantom: Path, tmp_path: Path) -> None
 
 
 def test_accumulation_changes_memory_and_not_the_result(phantom: Path, alone: Path, tmp_path: Path) -> None:
-    settings = training.recipe(phantom, train={"ema": None, "accumulate": 4})
+    settings = training.recipe(phantom, train={"average": {}, "accumulate": 4})
     assert training.train(settings, tmp_path / "run") == [0]
     assert norm_difference(alone, tmp_path / "run") < 1e-6
 
 
 def test_patience_stops_early(phantom: Path, tmp_path: Path) -> None:
-    settings = training.recipe(phantom, optim={"lr": 1e-12}, train={"epochs": 9, "patience": 1, "ema": None})
+    settings = training.recipe(phantom, optim={"lr": 1e-12}, train={"epochs": 9, "patience": 1, "average": {}})
     assert training.train(settings, tmp_path) == [0]
     rows = read_lines(tmp_path / "metrics.jsonl")
     assert len(rows) < 9

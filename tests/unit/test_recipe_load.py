@@ -39,7 +39,7 @@ def light_plugins(install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     entries = "[cxrlt.losses]\none = light_loss:one\ntwo = light_loss:two\n[cxrlt.backbones]\nnet = light_net:build\n"
     entries += "[cxrlt.heads]\nlinear = light_rest:head\n[cxrlt.samplers]\nuniform = light_rest:sampler\n"
     entries += "[cxrlt.tta]\nnone = light_rest:tta\n"
-    rest = "def head(width, stats): ...\ndef sampler(labels, stats, seed): ...\ndef tta(): ...\n"
+    rest = "def head(width, stats): ...\ndef sampler(labels, stats, patients, seed, epochs): ...\ndef tta(): ...\n"
     install("light", entries, {"light_loss": LOSSES, "light_net": backbone, "light_rest": rest})
     monkeypatch.chdir(tmp_path)
 
@@ -84,11 +84,12 @@ def test_a_file_with_a_byte_order_mark() -> None:
 
 
 def test_overrides_are_applied_in_order() -> None:
-    recipe = load_recipe(write(SMALL), ["optim.lr=1", "optim.lr=2e-3", "data.views=[PA, no]", "train.ema.decay=.9"])
+    settings = ["optim.lr=1", "optim.lr=2e-3", "data.views=[PA, no]", "train.average.ema.decay=.9"]
+    recipe = load_recipe(write(SMALL), settings)
     assert recipe.optim.lr == 2e-3
     assert recipe.data.views == ["PA", "no"]
-    assert recipe.train.ema is not None
-    assert recipe.train.ema.decay == 0.9
+    assert recipe.train.average.ema is not None
+    assert recipe.train.average.ema.decay == 0.9
 
 
 def test_an_override_may_take_a_value_away() -> None:
@@ -342,7 +343,7 @@ def test_about_is_quick_and_never_fails() -> None:
 
 
 def test_dump_reads_back_the_same() -> None:
-    recipe = load_recipe(write(SMALL), [*LIGHT, "train.ema.decay=0.9999", "optim.lr=1e-5", "data.views=[PA]"])
+    recipe = load_recipe(write(SMALL), [*LIGHT, "train.average.ema.decay=0.9999", "optim.lr=1e-5", "data.views=[PA]"])
     assert load_recipe(write(dump_recipe(recipe), "again.yaml")) == recipe
 
 
@@ -384,7 +385,7 @@ def test_every_key_has_a_description() -> None:
 
 
 def test_keys_of_sections() -> None:
-    assert keys_of("train.ema") == ["decay", "warmup"]
+    assert keys_of("train.average.ema") == ["decay", "warmup"]
     assert "extends" in keys_of("")
     assert unknown_key("model.name") == "unknown key 'model.name'. Did you mean 'model.backbone.name'?"
 
