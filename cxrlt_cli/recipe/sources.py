@@ -31,7 +31,8 @@ def locate(source: str | os.PathLike[str], beside: Path | None = None) -> Path:
 
     Args:
         source: a path, relative to the current directory or to ``beside``; or a shipped name, with or without
-            ``recipes/`` before it and ``.yaml`` after it. A file of the user comes first.
+            ``recipes/`` before it and ``.yaml`` after it, and without its folder where the rest is unique
+            (``crt`` for ``heads/crt``). A file of the user comes first.
         beside: the folder of the recipe that names ``source`` in ``extends``.
 
     Raises:
@@ -46,6 +47,9 @@ def locate(source: str | os.PathLike[str], beside: Path | None = None) -> Path:
     name = text.removeprefix("./").removeprefix("recipes/").removesuffix(".yml").removesuffix(".yaml")
     if name in ours:
         return ours[name]
+    ends = [full for full in ours if full.endswith(f"/{name}")]
+    if name and len(ends) == 1:
+        return ours[ends[0]]
     raise _missing(text, name, path, ours)
 
 
