@@ -78,6 +78,8 @@ class Console:
             self._stages.started(event)
         elif isinstance(event, Advanced):
             self._stages.advanced(event)
+        elif isinstance(event, Table):
+            self._table(event, self._stderr)
         else:
             self._stages.finished(event)
             if event.text:
@@ -96,7 +98,7 @@ class Console:
             if number:
                 self._stdout.print()
             if isinstance(block, Table):
-                self._table(block)
+                self._table(block, self._stdout)
             else:
                 self._stdout.print(Text(block), soft_wrap=True)
 
@@ -112,12 +114,12 @@ class Console:
     def _line(self, line: str | Text) -> None:
         self._stderr.print(Text(line) if isinstance(line, str) else line)
 
-    def _table(self, table: Table) -> None:
+    def _table(self, table: Table, screen: RichConsole) -> None:
         if table.title:
-            self._stdout.print(Text(table.title, style="bold"), soft_wrap=True)
-        self._stdout.print(_rich_table(table))
+            screen.print(Text(table.title, style="bold"), soft_wrap=True)
+        screen.print(_rich_table(table))
         if table.note:
-            self._stdout.print(Text(table.note, style="dim"), soft_wrap=True)
+            screen.print(Text(table.note, style="dim"), soft_wrap=True)
 
 
 # -- stages ------------------------------------------------------------------------------------------------------

@@ -55,22 +55,22 @@ class EpochEnded:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-Event = Notice | Started | Advanced | Finished | EpochEnded
-Emit = Callable[[Event], None]
-
-
-def silent(event: Event) -> None:
-    """An ``emit`` that drops every event."""
-
-
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A result table, already formatted: every cell is text. The first column is left-aligned, the others right."""
+    """A table, already formatted: every cell is text. The first column is left-aligned, the others right."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     title: str = ""
     note: str = ""
+
+
+Event = Notice | Started | Advanced | Finished | EpochEnded | Table
+Emit = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """An ``emit`` that drops every event."""
 
 
 @dataclass(frozen=True, slots=True)

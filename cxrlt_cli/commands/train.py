@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_cli.artifacts import RunDir, read_lines
+from cxrlt_cli.commands.expected import as_table, drawn, expectation
 from cxrlt_cli.commands.run_directory import begin, claimed, move_aside, note
 from cxrlt_cli.data.manifest import load_prepared
 from cxrlt_cli.engine.environment import first_start, first_to_report, has_speaker, launched
@@ -78,7 +79,7 @@ def run(
         resolved = load_recipe(recipe, request.overrides)
         prepared = load_prepared(Path(resolved.data.path))
         if devices is not None and devices > 1 and not dry_run and not launched():
-            return _launch(request, resolved, devices, emit)
+            return _launch(request, resolved, prepared, devices, emit)
         result = _train(request, resolved, prepared, emit)
     except CxrltError as error:
         if first_to_report():
@@ -106,7 +107,7 @@ def _train(request: Request, recipe: Recipe, prepared: Prepared, emit: Emit) -> 
             emit(Notice(f"{run_dir.path} is already finished; nothing to do (start anew with --fresh)"))
         if not done:
             _carry_out(Job(recipe, prepared, run_dir, device, world), emit)
-    return _summary(run_dir, recipe) if world.first else Result({})
+    return _summary(run_dir, recipe, prepared) if world.first else Result({})
 
 
 def _carry_out(job: Job, emit: Emit) -> None:
@@ -120,6 +121,8 @@ def _carry_out(job: Job, emit: Emit) -> None:
     note(job, status="running", saved=saved)
     try:
         with _explained(job):
+            if saved is None and job.world.first:
+                _show_draws(job, emit)
             outcome = fit(job, saved, emit)
     except Interrupted:
         note(job, status="interrupted", seconds=time.monotonic() - began)
@@ -128,6 +131,12 @@ def _carry_out(job: Job, emit: Emit) -> None:
         note(job, status="failed", seconds=time.monotonic() - began, reason=str(error).splitlines()[:1])
         raise
     note(job, status="finished", seconds=time.monotonic() - began, outcome=outcome)
+
+
+def _show_draws(job: Job, emit: Emit) -> None:
+    found = expectation(job.recipe, job.prepared)
+    if found is not None:
+        emit(as_table(found, short=True))
 
 
 @contextmanager
@@ -166,7 +175,7 @@ def _out_of_memory(job: Job) -> TrainingError:
 # -- several processes -------------------------------------------------------------------------------------------
 
 
-def _launch(request: Request, recipe: Recipe, devices: int, emit: Emit) -> Result:
+def _launch(request: Request, recipe: Recipe, prepared: Prepared, devices: int, emit: Emit) -> Result:
     """Check what can be checked, then run the same command as several processes."""
     from cxrlt_cli.engine.distributed import launch, pick_device
 
@@ -188,13 +197,13 @@ def _launch(request: Request, recipe: Recipe, devices: int, emit: Emit) -> Resul
     code = launch(arguments, devices, emit)
     if code:
         raise SystemExit(code)
-    return _summary(run_dir, recipe)
+    return _summary(run_dir, recipe, prepared)
 
 
 # -- what is said ------------------------------------------------------------------------------------------------
 
 
-def _summary(run_dir: RunDir, recipe: Recipe) -> Result:
+def _summary(run_dir: RunDir, recipe: Recipe, prepared: Prepared) -> Result:
     info, history = run_dir.info(), read_lines(run_dir.metrics)
     best = info.get("best", {})
     row = next((line for line in history if line["epoch"] == best.get("epoch")), {})
@@ -205,6 +214,7 @@ def _summary(run_dir: RunDir, recipe: Recipe) -> Result:
         "epochs": info.get("epochs"),
         "best": row,
         "seconds": info.get("seconds"),
+        **drawn(expectation(recipe, prepared)),
         **{key: str(path) for key, path in files.items()},
     }
     early = " (stopped early)" if info.get("stopped_early") else ""
@@ -236,7 +246,9 @@ def _plan(recipe: Recipe, prepared: Prepared, run_dir: RunDir, device: Any, emit
         "epochs": parts.plan.epochs,
         "steps": parts.plan.total,
     }
+    expected = expectation(recipe, prepared)
     rows = tuple(
         (key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)) for key, value in data.items()
     )
-    return Result(data, (Table(("dry run", ""), rows), "Nothing was written."))
+    draws = () if expected is None else (as_table(expected, short=False),)
+    return Result(data | drawn(expected), (Table(("dry run", ""), rows), *draws, "Nothing was written."))

@@ -18,6 +18,7 @@ from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.data.shards import Reader
 from cxrlt_cli.engine.distributed import World, synchronise_norms, wrap
 from cxrlt_cli.engine.plan import Plan, make_plan
+from cxrlt_cli.engine.sampling import build_sampler
 from cxrlt_cli.errors import DataError, PluginError
 from cxrlt_cli.events import Emit, Notice
 from cxrlt_cli.model import Classifier, build_classifier, set_bias
@@ -107,7 +108,7 @@ def assemble(job: Job, emit: Emit) -> Parts:
     seed_everything(recipe.train.seed, deterministic=recipe.train.deterministic, device=device)
     rows = select_rows(job.prepared, recipe)
     size = image_size(job.prepared, recipe)
-    sampler = cast("Sampler", build("samplers", recipe.sampler, rows.labels, rows.stats, recipe.train.seed))
+    sampler = sampler_of(job.prepared, rows, recipe)
     plan = make_plan(sampler, recipe.train, job.world.size)
     loss = cast("nn.Module", build("losses", recipe.loss, rows.stats)).to(device)
     model = build_classifier(recipe.model, rows.stats, size)
@@ -206,6 +207,13 @@ def select_rows(prepared: Prepared, recipe: Recipe) -> Rows:
             cure="Prepare the data with a larger dev share.",
         )
     return Rows(train, dev, labels[train], labels[dev], prepared.stats(train))
+
+
+def sampler_of(prepared: Prepared, rows: Rows, recipe: Recipe) -> Sampler:
+    """The order of the recipe's epochs over ``rows.train``."""
+    patients = prepared.frame["patient_id"].iloc[rows.train].tolist()
+    train = recipe.train
+    return build_sampler(recipe.sampler, rows.labels, rows.stats, patients, seed=train.seed, epochs=train.epochs)
 
 
 def _described(**options: object) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.contracts import Sampler
-from cxrlt_cli.errors import UsageError
+from cxrlt_cli.errors import PluginError, UsageError
 from cxrlt_cli.recipe.schema import Train
 
 Indices = npt.NDArray[np.int64]
@@ -26,7 +26,8 @@ class Plan:
         batch: images per optimiser step, over everything.
         accumulate: backward passes per step.
         epochs: epochs of the whole run.
-        steps: optimiser steps per epoch; images left over at the end of an epoch wait for another shuffle.
+        steps: optimiser steps per epoch. Every epoch of a sampler has the same number of draws; those left over at its
+            end, fewer than a batch, are not used.
     """
 
     batch: int
@@ -59,7 +60,7 @@ def make_plan(sampler: Sampler, train: Train, processes: int) -> Plan:
     Raises:
         UsageError: the batch is larger than an epoch, or cannot be shared out evenly.
     """
-    images = len(sampler.indices(0))
+    draws = len(sampler.indices(0))
     parts = train.accumulate * processes
     if train.batch_size % parts:
         raise UsageError(
@@ -68,19 +69,30 @@ def make_plan(sampler: Sampler, train: Train, processes: int) -> Plan:
             where="train.batch_size",
             cure=f"Choose a multiple of {parts}.",
         )
-    if images < train.batch_size:
+    if draws < train.batch_size:
         raise UsageError(
-            f"train.batch_size {train.batch_size} is more than the {images} training images of an epoch",
+            f"train.batch_size {train.batch_size} is more than the {draws} training images of an epoch",
             where="train.batch_size",
-            cure=f"Choose at most {images}, or prepare more data.",
+            cure=f"Choose at most {draws}, let the sampler draw more, or prepare more data.",
         )
-    return Plan(train.batch_size, train.accumulate, train.epochs, images // train.batch_size)
+    return Plan(train.batch_size, train.accumulate, train.epochs, draws // train.batch_size)
 
 
 def epoch_order(sampler: Sampler, plan: Plan, epoch: int) -> Indices:
-    """Positions in the training split (steps * batch,), repeated from the start where the sampler draws fewer."""
-    order: Indices = np.resize(np.asarray(sampler.indices(epoch), np.int64), plan.steps * plan.batch)
-    return order
+    """Positions in the training split (steps * batch,): the draws of an epoch that fill whole batches.
+
+    Raises:
+        PluginError: the epoch has another length than the plan was made for.
+    """
+    order: Indices = np.asarray(sampler.indices(epoch), np.int64)
+    if len(order) // plan.batch != plan.steps:
+        raise PluginError(
+            f"the sampler draws {len(order)} images in epoch {epoch + 1}, which are not {plan.steps} batches "
+            f"of {plan.batch} as in its first epoch",
+            where="sampler",
+            cure="The sampler plugin breaks its contract: every epoch must have the same number of draws.",
+        )
+    return order[: plan.steps * plan.batch]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ NEEDED: Mapping[str, Mapping[str, Any]] = {
 }
 STATS = ClassStats(("Effusion", "Mass", "Hernia"), (500, 40, 5), (480, 960, 995))
 ROWS, CLASSES, WIDTH = 12, 3, 16
+PATIENTS = np.arange(50, dtype=np.int64) // 2
 
 
 def every(*kinds: str) -> Any:
@@ -76,11 +77,11 @@ def test_an_unknown_option_is_refused(plugin: Plugin) -> None:
 def test_the_built_in_plugins_are_there() -> None:
     names = {kind: {plugin.name for plugin in registry.available(kind)} for kind in GROUPS}
     assert {"bce", "asl", "ldam"} <= names["losses"]
-    assert {"linear", "cosine"} <= names["heads"]
+    assert {"linear", "cosine", "csra", "ml-decoder"} <= names["heads"]
     assert {"csv", "phantom"} <= names["datasets"]
     assert {"none", "flip"} <= names["tta"]
     assert "timm" in names["backbones"]
-    assert "uniform" in names["samplers"]
+    assert {"uniform", "class-aware", "root", "progressive", "repeat-factor"} <= names["samplers"]
 
 
 # -- losses ------------------------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ def labels(rows: int = 50) -> np.ndarray[Any, np.dtype[np.int8]]:
 
 @every("samplers")
 def test_an_order_is_pure_in_seed_and_epoch(plugin: Plugin) -> None:
-    first, again = make(plugin, labels(), STATS, 7), make(plugin, labels(), STATS, 7)
+    first, again = make(plugin, labels(), STATS, PATIENTS, 7, 4), make(plugin, labels(), STATS, PATIENTS, 7, 4)
     later = first.indices(5)
     first.indices(0)
     for order in (first.indices(5), again.indices(5)):
@@ -262,7 +263,7 @@ def test_an_order_is_pure_in_seed_and_epoch(plugin: Plugin) -> None:
 
 @every("samplers")
 def test_an_order_holds_positions(plugin: Plugin) -> None:
-    order = make(plugin, labels(), STATS, 7).indices(0)
+    order = make(plugin, labels(), STATS, PATIENTS, 7, 4).indices(0)
     assert order.dtype == np.int64
     assert order.ndim == 1
     assert len(order)
@@ -271,8 +272,29 @@ def test_an_order_holds_positions(plugin: Plugin) -> None:
 
 
 @every("samplers")
+def test_epochs_are_equally_long(plugin: Plugin) -> None:
+    sampler = make(plugin, labels(), STATS, PATIENTS, 7, 4)
+    assert len({len(sampler.indices(epoch)) for epoch in range(8)}) == 1
+
+
+@every("samplers")
+def test_expected_draws_are_those_made(plugin: Plugin) -> None:
+    sampler = make(plugin, labels(), STATS, PATIENTS, 7, 4)
+    if not hasattr(sampler, "expected"):
+        pytest.skip("the sampler does not say what it expects")
+    made = [make(plugin, labels(), STATS, PATIENTS, seed, 4).indices(2) for seed in range(400)]
+    expected = sampler.expected(2)
+    assert expected.shape == (50,)
+    assert expected.sum() == pytest.approx(len(made[0]))
+    mean = np.bincount(np.concatenate(made), minlength=50) / len(made)
+    # an image drawn k times an epoch at most k + 1 times has a standard error below 0.025 sqrt(k + 1)
+    assert (abs(mean - expected) < 0.13 * np.sqrt(expected + 1)).all()
+
+
+@every("samplers")
 def test_orders_differ(plugin: Plugin) -> None:
-    orders = [make(plugin, labels(), STATS, seed).indices(epoch) for seed in range(2) for epoch in range(2)]
+    samplers = [make(plugin, labels(), STATS, PATIENTS, seed, 4) for seed in range(2)]
+    orders = [sampler.indices(epoch) for sampler in samplers for epoch in range(2)]
     assert len({tuple(order) for order in orders}) == 4
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cxrlt_cli.engine.plan import Plan, epoch_order, epoch_steps, make_plan
-from cxrlt_cli.errors import UsageError
+from cxrlt_cli.errors import PluginError, UsageError
 from cxrlt_cli.recipe.schema import Train
 
 
@@ -56,9 +56,15 @@ def test_the_global_batch_does_not_depend_on_how_it_is_cut(processes: int, accum
             np.testing.assert_array_equal(step.items, whole[index])
 
 
-def test_a_sampler_that_draws_fewer_is_repeated_from_the_start() -> None:
-    order = epoch_order(Backwards(5), Plan(batch=4, accumulate=1, epochs=1, steps=2), 0)
-    np.testing.assert_array_equal(order, [4, 3, 2, 1, 0, 4, 3, 2])
+def test_draws_that_fill_no_batch_are_left_out() -> None:
+    order = epoch_order(Backwards(11), Plan(batch=4, accumulate=1, epochs=1, steps=2), 0)
+    np.testing.assert_array_equal(order, [10, 9, 8, 7, 6, 5, 4, 3])
+
+
+@pytest.mark.parametrize("count", [7, 12])
+def test_an_epoch_of_another_length_is_refused(count: int) -> None:
+    with pytest.raises(PluginError, match=f"draws {count} images in epoch 4, which are not 2 batches of 4"):
+        epoch_order(Backwards(count), Plan(batch=4, accumulate=1, epochs=9, steps=2), 3)
 
 
 def test_steps_are_numbered_over_the_whole_run() -> None:

@@ -12,7 +12,7 @@ STATS = ClassStats(("Effusion",), (40,), (60,))
 
 
 def sampler(count: int = 100, seed: int = 0) -> Sampler:
-    return uniform.build(np.zeros((count, 1), np.int8), STATS, seed)
+    return uniform.build(np.zeros((count, 1), np.int8), STATS, np.arange(count), seed, 1)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
