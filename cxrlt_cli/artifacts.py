@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -147,9 +148,15 @@ class RunDir:
         """The HTML report."""
         return self.path / "report.html"
 
-    def predictions(self, split: str) -> Path:
-        """Logits of one split."""
-        return self.path / "predictions" / f"{split}.parquet"
+    def predictions(self, split: str, tta: str | None = None) -> Path:
+        """Logits of one split; with ``tta``, those made with a test-time augmentation that is not the run's default."""
+        views = f".tta-{quote(tta, safe='')}" if tta else ""
+        return self.path / "predictions" / f"{split}{views}.parquet"
+
+    @property
+    def tta(self) -> Path:
+        """The test-time augmentation that was chosen on dev, and what it was chosen from."""
+        return self.path / "tta.json"
 
     @property
     def name(self) -> str:

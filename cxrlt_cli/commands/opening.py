@@ -41,10 +41,15 @@ class OpenRun:
     card: ModelCard
     recipe: Recipe
 
-    def predictions(self, prepared: Prepared, split: str) -> Path:
-        """Where logits of a split are kept; the name tells those of another dataset than the run's own apart."""
+    def predictions(self, prepared: Prepared, split: str, tta: str | None = None) -> Path:
+        """Where logits of a split are kept.
+
+        The name tells those of another dataset than the run's own apart, and those made with a test-time augmentation
+        ``tta`` that is not the run's default.
+        """
         own = prepared.content_hash == self.card.dataset
-        return self.dir.predictions(split if own else f"{split}-{prepared.content_hash[:12]}")
+        other = None if tta == self.card.tta["name"] else tta
+        return self.dir.predictions(split if own else f"{split}-{prepared.content_hash[:12]}", other)
 
 
 def open_run(path: Path | None) -> OpenRun:

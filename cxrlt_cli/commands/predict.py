@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.artifacts import Predictions, writable_directory, write_predictions
+from cxrlt_cli.commands.network import setting_of, view_logits
 from cxrlt_cli.commands.opening import (
     OpenRun,
     column,
@@ -23,6 +24,7 @@ from cxrlt_cli.commands.opening import (
     without_link,
 )
 from cxrlt_cli.commands.prediction_table import PredictionTable, overview, write_table
+from cxrlt_cli.commands.strategies import strategy_name, strategy_of
 from cxrlt_cli.errors import DataError, RunError, TrainingError, UsageError
 from cxrlt_cli.events import Emit, Notice, Result, Table, silent
 from cxrlt_cli.submission import check_classes, write_submission
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from cxrlt_cli.data.batches import Images
     from cxrlt_cli.engine.infer import Setting
 
-#: Words by which PyTorch and CUDA's libraries report exhausted memory in a plain RuntimeError.
-_EXHAUSTED = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 #: Unreadable files named one by one on the screen.
 NAMED = 20
 
@@ -101,20 +101,20 @@ def run(
     if submission:
         check_classes(opened.card.classes, str(opened.dir.path))
     with ExitStack() as stack:
-        work = _from_split(opened, split, data, emit) if split else _from_files(opened, inputs, stack)
+        work = _from_split(opened, split, tta, data, emit) if split else _from_files(opened, inputs, stack)
         if out is not None:
             writable_directory(out.absolute().parent)
-        setting = _setting(opened, device, batch_size)
-        table, patients = _predict(opened, work, _strategy(opened, tta, force), setting, emit)
+        setting = setting_of(opened, device, batch_size)
+        table, patients = _predict(opened, work, strategy_of(opened, tta, force), setting, emit)
     if work.kept is not None:
         write_predictions(work.kept, Predictions(table.classes, table.image_id, patients, table.logits))
-        stamp(work.kept, opened.card, _tta_name(opened, tta))
+        stamp(work.kept, opened.card, strategy_name(opened, tta))
     if out is not None and submission:
         write_submission(out, table.image_id, table.classes, table.posteriors)
     elif out is not None:
         write_table(out, table)
     _warn(work, submission, emit)
-    return _result(opened, work, table, out, _tta_name(opened, tta))
+    return _result(opened, work, table, out, strategy_name(opened, tta))
 
 
 def _check_request(
@@ -143,7 +143,7 @@ def _end_in(endings: Sequence[str]) -> str:
 # -- which images --------------------------------------------------------------------------------------------------
 
 
-def _from_split(run: OpenRun, split: str, data: Path | None, emit: Emit) -> Work:
+def _from_split(run: OpenRun, split: str, tta: str | None, data: Path | None, emit: Emit) -> Work:
     from cxrlt_cli.data.shards import Reader
 
     prepared = open_dataset(run, data, emit)
@@ -164,7 +164,7 @@ def _from_split(run: OpenRun, split: str, data: Path | None, emit: Emit) -> Work
         image_id=column(prepared.frame, "image_id", rows),
         patient_id=column(prepared.frame, "patient_id", rows),
         projections=column(prepared.frame, "view", rows),
-        kept=run.predictions(prepared, split),
+        kept=run.predictions(prepared, split, tta),
     )
 
 
@@ -196,31 +196,6 @@ def _refuse_damaged_run(path: Path) -> None:
         )
 
 
-# -- test-time augmentation ----------------------------------------------------------------------------------------
-
-
-def _tta_name(run: OpenRun, tta: str | None) -> str:
-    return tta if tta is not None else str(run.card.tta["name"])
-
-
-def _strategy(run: OpenRun, tta: str | None, force: bool) -> TestTimeAugmentation:
-    """The views to use; those that need a transform training never saw are refused unless forced."""
-    from cxrlt_cli.registry import build
-
-    own = run.card.tta
-    strategy: TestTimeAugmentation = build("tta", own if tta in {None, own["name"]} else {"name": tta})
-    for view in strategy.views:
-        unseen = sorted(view.needs - set(run.card.augment))
-        if unseen and not force:
-            raise UsageError(
-                f"the view {view.name!r} of the test-time augmentation {_tta_name(run, tta)!r} needs a network trained "
-                f"with {', '.join(unseen)}, and this one never saw that",
-                where=str(run.dir.path),
-                cure=f"Use --tta none, train with augment.{' and augment.'.join(unseen)}, or insist with --force.",
-            )
-    return strategy
-
-
 # -- the network ---------------------------------------------------------------------------------------------------
 
 
@@ -228,20 +203,13 @@ def _predict(
     run: OpenRun, work: Work, tta: TestTimeAugmentation, setting: Setting, emit: Emit
 ) -> tuple[PredictionTable, list[str]]:
     """The table of the images that could be read, and their patients."""
-    import torch
-
-    from cxrlt_cli.engine.infer import infer, merge
-    from cxrlt_cli.model import load_model
+    from cxrlt_cli.engine.infer import merge
     from cxrlt_cli.posterior import posterior_of
 
     link = open_link(run)
     if link is None:
         emit(without_link(run))
-    with _explained(run, setting):
-        model: torch.nn.Module = load_model(run.dir.model, setting.device)[0]
-        if run.recipe.train.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        views = infer(model, work.images, work.rows, setting, views=tta.views, emit=emit)
+    views = view_logits(run, work.images, work.rows, setting, views=tta.views, emit=emit)
     read = np.array([row not in work.unreadable for row in range(len(work.rows))])
     if not read.any():
         raise _none_readable(work)
@@ -252,40 +220,6 @@ def _predict(
     logits = merge(views[:, read], tta, run.card.classes, projections, link)
     _check_finite(run, ids, logits)
     return PredictionTable(ids, run.card.classes, logits, posterior_of(link, logits)), patients
-
-
-def _setting(run: OpenRun, device: str, batch_size: int | None) -> Setting:
-    """As in training; in full precision on a CPU, where half precision is slower and only loses digits."""
-    from cxrlt_cli.engine.distributed import pick_device
-    from cxrlt_cli.engine.infer import Setting
-
-    train, chosen = run.recipe.train, pick_device(device)
-    size = batch_size or train.eval_batch_size or train.batch_size
-    return Setting(chosen, run.card.image_size, size, train.precision if chosen.type == "cuda" else "fp32")
-
-
-@contextmanager
-def _explained(run: OpenRun, setting: Setting) -> Iterator[None]:
-    """Turn exhausted memory into an error with a cure."""
-    import torch
-
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(run, setting) from error
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _EXHAUSTED):
-            raise
-        raise _out_of_memory(run, setting) from error
-
-
-def _out_of_memory(run: OpenRun, setting: Setting) -> TrainingError:
-    less = f"--batch-size {max(1, setting.batch_size // 4)}" if setting.batch_size > 1 else "--device cpu"
-    return TrainingError(
-        f"out of memory on {setting.device} with a batch of {setting.batch_size} images of {setting.size} px",
-        where=str(run.dir.path),
-        cure=f"Try `{less}`; the predictions do not depend on --batch-size. Nothing was written.",
-    )
 
 
 def _check_finite(run: OpenRun, image_id: Sequence[str], logits: npt.NDArray[np.float32]) -> None:

@@ -1,0 +1,54 @@
+"""The test-time augmentation of a run: which one, and whether its network can read the views."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cxrlt_cli.commands.opening import OpenRun
+from cxrlt_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from cxrlt_cli.contracts import TestTimeAugmentation
+
+#: The value of ``--tta`` that chooses on dev.
+AUTO = "auto"
+
+
+def strategy_name(run: OpenRun, tta: str | None) -> str:
+    """The name given, or that of the recipe's strategy."""
+    return tta if tta is not None else str(run.card.tta["name"])
+
+
+def strategy_of(run: OpenRun, tta: str | None, force: bool = False) -> TestTimeAugmentation:
+    """The strategy of that name, with the recipe's options where it is the recipe's own.
+
+    Args:
+        run: the run.
+        tta: a plugin of ``cxrlt.tta``; None for the recipe's.
+        force: also where its views need an augmentation that training did not have.
+
+    Raises:
+        PluginError: there is no such plugin, or it is broken.
+        UsageError: a view needs an augmentation that training did not have.
+    """
+    from cxrlt_cli.registry import build
+
+    own = run.card.tta
+    strategy: TestTimeAugmentation = build("tta", own if tta in {None, own["name"]} else {"name": tta})
+    lacking = unseen(run, strategy)
+    if lacking and not force:
+        views = [view.name for view in strategy.views if view.needs & set(lacking)]
+        shown = ", ".join(map(repr, views[:3])) + (f" and {len(views) - 3} more" if len(views) > 3 else "")
+        raise UsageError(
+            f"the test-time augmentation {strategy_name(run, tta)!r} needs a network trained with "
+            f"{', '.join(lacking)}, and this one never saw that (look at its views {shown})",
+            where=str(run.dir.path),
+            cure=f"Use --tta none, train with augment.{' and augment.'.join(lacking)}, or insist with --force.",
+        )
+    return strategy
+
+
+def unseen(run: OpenRun, strategy: TestTimeAugmentation) -> list[str]:
+    """The training augmentations that the views need and the run did not have, in alphabetical order."""
+    needed = frozenset().union(*(view.needs for view in strategy.views))
+    return sorted(needed - set(run.card.augment))
