@@ -15,11 +15,12 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "cli console stubs failure source_command __main__",
         "commands",
         "report",
-        "engine",
-        "data model optim posterior reweight metrics submission testing",
+        "engine testing",
+        "decisions",
+        "data model optim posterior reweight metrics bootstrap calibration thresholds submission",
         "recipe",
         "registry artifacts",
-        "options",
+        "options logistic",
         "contracts events errors wording",
     )
 )
