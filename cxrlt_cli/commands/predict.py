@@ -203,7 +203,7 @@ def _predict(
     run: OpenRun, work: Work, tta: TestTimeAugmentation, setting: Setting, emit: Emit
 ) -> tuple[PredictionTable, list[str]]:
     """The table of the images that could be read, and their patients."""
-    from cxrlt_cli.engine.infer import merge
+    from cxrlt_cli.engine.merge import merge
     from cxrlt_cli.posterior import posterior_of
 
     link = open_link(run)

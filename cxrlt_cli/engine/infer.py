@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cxrlt_cli.contracts import TestTimeAugmentation, View
+from cxrlt_cli.contracts import View
 from cxrlt_cli.data.batches import Images, batches, to_unit
 from cxrlt_cli.engine.distributed import World, gather_rows, my_rows
 from cxrlt_cli.events import Advanced, Emit, Finished, Started, silent
-from cxrlt_cli.posterior import Link, posterior_of
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 IDENTITY = View("identity", lambda images: images)
-
-_COMBINE: dict[str, Any] = {"mean": np.nanmean, "median": np.nanmedian, "max": np.nanmax}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class Setting:
     Attributes:
         device: where.
         size: side of the images the network sees, in pixels.
-        batch_size: images a forward pass, per process.
+        batch_size: images a forward pass, per process; views of an image count as images.
         precision: autocast type.
         stage: name of the stage in progress events.
     """
@@ -62,6 +59,9 @@ def infer(
     emit: Emit = silent,
 ) -> npt.NDArray[np.float32]:
     """Logits of images, view by view.
+
+    Images are read, and turned into intensities, once for all views. Where a batch has fewer images than
+    ``batch_size``, several views run as one batch.
 
     Args:
         model: (B, 1, S, S) intensities to logits (B, C); put in evaluation mode here and back afterwards.
@@ -105,12 +105,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(model: nn.Module, images: Tensor, views: Sequence[View], setting: Setting) -> Tensor:
-    """(n, 1, S, S) -> (V, n, C) float32. One view at a time, so that memory does not grow with their number."""
-    outputs = []
-    for view in views:
-        seen = view.apply(images)
+    """(n, 1, S, S) -> (V, n, C) float32. As many views a pass as fit into a batch, so that memory does not grow."""
+    together = max(1, setting.batch_size // len(images))
+    outputs: list[Tensor] = []
+    for start in range(0, len(views), together):
+        seen = [view.apply(images) for view in views[start : start + together]]
         with autocast(setting.precision, setting.device):
-            outputs.append(model(seen).float())
+            outputs += model(torch.cat(seen) if len(seen) > 1 else seen[0]).float().split(len(images))
     return torch.stack(outputs)
 
 
@@ -122,52 +123,3 @@ def _join(parts: list[Tensor], views: int, model: nn.Module, setting: Setting) -
         parts = [model(probe).float().expand(views, 1, -1)[:, :0]]
     joined: npt.NDArray[np.float32] = torch.cat(parts, dim=1).cpu().numpy()
     return joined
-
-
-def merge(
-    logits: npt.NDArray[np.float32],
-    tta: TestTimeAugmentation,
-    classes: Sequence[str],
-    projections: Sequence[str],
-    link: Link | None,
-) -> npt.NDArray[np.float32]:
-    """Merge the views of every image, in the space the strategy declares, leaving out those that are not valid.
-
-    Args:
-        logits: (V, N, C), the identity first.
-        tta: the strategy.
-        classes: C names.
-        projections: N image views (PA, AP, lateral); empty where unknown, which every view accepts.
-        link: logits to posteriors; None takes them for plain log-odds.
-
-    Returns:
-        (N, C) logits; merged posteriors come back through the link.
-    """
-    if len(logits) == 1:
-        return np.asarray(logits[0])
-    values = logits.astype(np.float64)
-    if tta.space == "posterior":
-        values = np.stack([posterior_of(link, view) for view in values])
-    values = np.where(_validity(tta.views, classes, projections), values, np.nan)
-    merged = np.asarray(_COMBINE[tta.merge](values, axis=0), np.float64)
-    if tta.space == "posterior":
-        merged = _logits_of(merged, link)
-    return np.asarray(merged, np.float32)
-
-
-def _validity(views: Sequence[View], classes: Sequence[str], projections: Sequence[str]) -> npt.NDArray[np.bool_]:
-    valid = np.ones((len(views), len(projections), len(classes)), bool)
-    for index, view in enumerate(views):
-        if view.classes is not None:
-            valid[index] &= np.array([name in view.classes for name in classes])[None, :]
-        if view.projections is not None:
-            valid[index] &= np.array([not name or name in view.projections for name in projections])[:, None]
-    valid[0] = True
-    return valid
-
-
-def _logits_of(posteriors: npt.NDArray[np.float64], link: Link | None) -> npt.NDArray[np.float64]:
-    # Only what float64 cannot tell from 0 or 1 is moved: a wider margin would tie the images ranked lowest.
-    inner = np.clip(posteriors, np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg)
-    log_odds = np.log(inner) - np.log1p(-inner)
-    return log_odds if link is None else np.array([link.inverse(row) for row in log_odds]).reshape(log_odds.shape)

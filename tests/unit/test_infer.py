@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cxrlt_cli.contracts import TestTimeAugmentation, View
-from cxrlt_cli.engine.infer import IDENTITY, Setting, infer, merge
+from cxrlt_cli.contracts import View
+from cxrlt_cli.engine.infer import IDENTITY, Setting, infer
 from cxrlt_cli.events import Advanced, Event, Finished, Started
-from cxrlt_cli.posterior import Link
 
 CPU = torch.device("cpu")
 MIRROR = View("mirror", lambda images: images.flip(-1))
@@ -59,12 +56,36 @@ def test_the_batch_size_changes_nothing() -> None:
     np.testing.assert_allclose(once, thrice, rtol=1e-6)
 
 
-def test_views_come_one_after_the_other_in_batches_of_their_own() -> None:
-    images, rows, model = Stored(5), np.arange(5), Columns()
-    logits = infer(model, images, rows, Setting(CPU, 8, 4), views=(IDENTITY, MIRROR, IDENTITY))
+def test_views_come_one_after_the_other_in_the_result() -> None:
+    images, rows = Stored(5), np.arange(5)
+    logits = infer(Columns(), images, rows, Setting(CPU, 8, 4), views=(IDENTITY, MIRROR, IDENTITY))
+    np.testing.assert_allclose(logits[0], expected(images, rows), atol=1e-6)
     np.testing.assert_allclose(logits[1], logits[0][:, ::-1], atol=1e-6)
     np.testing.assert_array_equal(logits[2], logits[0])
-    assert model.batches == [4, 4, 4, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "passes"),
+    [(8, 4, [4] * 6), (5, 4, [4, 4, 4, 3]), (6, 4, [4, 4, 4, 4, 2]), (2, 6, [6]), (1, 2, [2, 1]), (1, 1, [1, 1, 1])],
+)
+def test_views_share_a_pass_where_they_fit_into_a_batch(images: int, batch_size: int, passes: list[int]) -> None:
+    model = Columns()
+    setting = Setting(CPU, 8, batch_size)
+    logits = infer(model, Stored(images), np.arange(images), setting, views=(IDENTITY, MIRROR, IDENTITY))
+    assert model.batches == passes
+    np.testing.assert_allclose(logits[1], expected(Stored(images), np.arange(images))[:, ::-1], atol=1e-6)
+
+
+def test_images_are_read_once_for_all_views() -> None:
+    images, read = Stored(5), []
+
+    class Counted(Stored):
+        def read(self, rows: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+            read.extend(rows.tolist())
+            super().read(rows, out)
+
+    infer(Columns(), Counted(5), np.arange(5), Setting(CPU, images.size, 2), views=(IDENTITY, MIRROR, MIRROR))
+    assert read == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -135,66 +156,3 @@ def test_progress_counts_images() -> None:
     assert events[0] == Started("dev", 7)
     assert [event.done for event in events if isinstance(event, Advanced)] == [3, 6, 7]
     assert events[-1] == Finished("dev")
-
-
-# -- merging views -------------------------------------------------------------------------------------------------
-
-CLASSES = ("left", "right")
-#: Log-odds of "left" are the logit, of "right" twice the logit less 1.
-LINK = Link(np.array([-50.0, 0.0, 50.0]), np.array([[-50.0, 0.0, 50.0], [-101.0, -1.0, 99.0]]))
-
-
-def tta(*views: View, **settings: str) -> TestTimeAugmentation:
-    named = [replace(view, name=f"view {number}") for number, view in enumerate(views)]
-    return TestTimeAugmentation((IDENTITY, *named), **settings)  # type: ignore[arg-type]
-
-
-def logits_of(views: int, rows: int = 5) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(1).normal(size=(views, rows, 2)).astype(np.float32)
-
-
-def test_one_view_stays_exactly_as_it_is() -> None:
-    logits = logits_of(1)
-    np.testing.assert_array_equal(merge(logits, tta(), CLASSES, [""] * 5, LINK), logits[0])
-
-
-@pytest.mark.parametrize("how", ["mean", "median", "max"])
-def test_logits_merge(how: str) -> None:
-    logits = logits_of(3)
-    merged = merge(logits, tta(MIRROR, MIRROR, merge=how), CLASSES, [""] * 5, LINK)
-    assert merged.dtype == np.float32
-    np.testing.assert_allclose(merged, getattr(np, how)(logits, axis=0), rtol=1e-6)
-
-
-@pytest.mark.parametrize("link", [LINK, None])
-def test_posteriors_merge_and_come_back_as_logits(link: Link | None) -> None:
-    logits = logits_of(2)
-
-    def posterior(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        return link.posterior(values) if link else 1 / (1 + np.exp(-values.astype(np.float64)))
-
-    merged = merge(logits, tta(MIRROR, space="posterior"), CLASSES, [""] * 5, link)
-    np.testing.assert_allclose(posterior(merged), (posterior(logits[0]) + posterior(logits[1])) / 2, rtol=1e-5)
-
-
-def test_tiny_posteriors_keep_their_order() -> None:
-    logits = np.tile(np.linspace(-45, -30, 6, dtype=np.float32)[None, :, None], (2, 1, 2))
-    merged = merge(logits, tta(MIRROR, space="posterior"), CLASSES, [""] * 6, LINK)
-    assert (np.diff(merged, axis=0) > 0).all()
-
-
-def test_a_view_counts_for_its_classes_only() -> None:
-    logits = logits_of(2)
-    view = View("left only", MIRROR.apply, classes=frozenset({"left"}))
-    merged = merge(logits, tta(view), CLASSES, [""] * 5, LINK)
-    np.testing.assert_allclose(merged[:, 0], logits[:, :, 0].mean(0), rtol=1e-6)
-    np.testing.assert_array_equal(merged[:, 1], logits[0, :, 1])
-
-
-def test_a_view_counts_for_its_projections_and_for_unknown_ones() -> None:
-    logits = logits_of(2)
-    view = View("frontal", MIRROR.apply, projections=frozenset({"PA", "AP"}))
-    merged = merge(logits, tta(view), CLASSES, ["PA", "lateral", "", "AP", "lateral"], LINK)
-    both = [0, 2, 3]
-    np.testing.assert_allclose(merged[both], logits[:, both].mean(0), rtol=1e-6)
-    np.testing.assert_array_equal(merged[[1, 4]], logits[0, [1, 4]])
