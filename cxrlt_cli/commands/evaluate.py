@@ -181,7 +181,7 @@ def _blocks(scored: Sequence[Scored], split: str) -> tuple[Table | str, ...]:
 
 def _headline(one: Scored, split: str) -> Table:
     rows = [("all", len(one.result.classes), one.result.overall)]
-    rows += [(_RANGES[name], int(one.result.groups[name]["classes"]), one.result.groups[name]) for name in GROUPS]
+    rows += [(_RANGES[name], one.result.counts[name], one.result.groups[name]) for name in GROUPS]
     cells = tuple(
         (name, str(classes), *(_number(figures[key], 4) if key in figures else "" for key in _FIGURES.values()))
         for name, classes, figures in rows

@@ -261,7 +261,7 @@ def test_groups_go_by_training_prevalence() -> None:
     labels, scores, posteriors = table()
     result = evaluate(labels, scores, posteriors, NAMES, PREVALENCE)
     assert result.group == ("head", "medium", "tail", "tail")
-    assert [result.groups[name]["classes"] for name in ("head", "medium", "tail")] == [1, 1, 2]
+    assert [result.counts[name] for name in ("head", "medium", "tail")] == [1, 1, 2]
     assert result.groups["tail"]["macro_ap"] == result.per_class["ap"][2]
     assert result.groups["head"]["chance_ap"] == pytest.approx((labels[:, 0] == 1).sum() / (labels[:, 0] >= 0).sum())
 
