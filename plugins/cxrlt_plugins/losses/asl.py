@@ -9,11 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from cxrlt_cli.contracts import PluginFault
+from cxrlt_plugins.losses.focal import focal_cost
+from cxrlt_plugins.losses.limits import require
 from cxrlt_plugins.losses.reduction import known_entries, known_mean
 
 if TYPE_CHECKING:
     from cxrlt_cli.contracts import ClassStats
+
+
+def shifted(logits: Tensor, clip: float) -> Tensor:
+    """``pm = max(p - clip, 0)`` with ``p = sigmoid(z)``."""
+    return (torch.sigmoid(logits) - clip).clamp(min=0)
+
+
+def asymmetric_cost(logits: Tensor, gamma: float, clip: float) -> Tensor:
+    """``pm^gamma (-log(1 - pm))``: what a negative costs. ``1 - pm = sigmoid(-z) + clip``; its log is stable."""
+    pm = shifted(logits, clip)
+    counts = pm > 0
+    log_clip = torch.full_like(logits, math.log(clip) if clip else -math.inf)
+    cost = -torch.logaddexp(logsigmoid(-logits), log_clip).clamp(max=0)
+    # the power sees 1 where the entry does not count: 0 ** (gamma - 1) would make the gradient nan
+    return torch.where(counts, torch.where(counts, pm, 1).pow(gamma) * cost, 0)
 
 
 class Asymmetric(nn.Module):
@@ -27,6 +43,9 @@ class Asymmetric(nn.Module):
     belong to no loss, while this one has a sound stationary point: a logit of 0 under (4, 1, 0.05) means a posterior of
     0.147. Below ``logit(clip)`` a negative has neither loss nor gradient, so the posterior there is 0. With all three
     options 0 it is binary cross-entropy.
+
+    The class-weighted form is the recipe's ``reweight``, on positives or on both sides of a class: it arrives in
+    ``weight``, multiplies the parts, and the posterior takes it into account.
     """
 
     pointwise = True
@@ -38,20 +57,8 @@ class Asymmetric(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
         """The weighted mean over known entries; see ``cxrlt_cli.contracts.Loss``."""
         z, y, w = known_entries(logits, targets, weight)
-        return known_mean(y * self._positive(z) + (1 - y) * self._negative(z), w)
-
-    def _positive(self, z: Tensor) -> Tensor:
-        """``(1 - p)^gamma (-log p)``; the power is taken in the exponent, so its gradient never is 0 * inf."""
-        return -torch.exp(self.gamma_pos * logsigmoid(-z)) * logsigmoid(z)
-
-    def _negative(self, z: Tensor) -> Tensor:
-        """``pm^gamma (-log(1 - pm))`` with ``1 - pm = sigmoid(-z) + clip``, whose log is stable for every clip."""
-        shifted = torch.sigmoid(z) - self.clip
-        counts = shifted > 0
-        log_clip = torch.full_like(z, math.log(self.clip) if self.clip else -math.inf)
-        cost = -torch.logaddexp(logsigmoid(-z), log_clip).clamp(max=0)
-        # the power sees 1 where the entry does not count: 0 ** (gamma - 1) would make the gradient nan
-        return torch.where(counts, torch.where(counts, shifted, 1).pow(self.gamma_neg) * cost, 0)
+        negative = asymmetric_cost(z, self.gamma_neg, self.clip)
+        return known_mean(y * focal_cost(z, self.gamma_pos) + (1 - y) * negative, w)
 
     def extra_repr(self) -> str:
         return f"gamma_neg={self.gamma_neg}, gamma_pos={self.gamma_pos}, clip={self.clip}"
@@ -70,8 +77,6 @@ def build(stats: ClassStats, *, gamma_neg: float = 4.0, gamma_pos: float = 1.0, 
         PluginFault: an option lies outside its range.
     """
     for name, value in (("gamma_neg", gamma_neg), ("gamma_pos", gamma_pos)):
-        if not 0 <= value < math.inf:
-            raise PluginFault(f"{name} is {value}", where="loss asl", cure=f"Give {name} a value of 0 or more.")
-    if not 0 <= clip < 1:
-        raise PluginFault(f"clip is {clip}", where="loss asl", cure="Give clip a probability of at least 0, below 1.")
+        require(0 <= value < math.inf, "asl", name, value, f"Give {name} a value of 0 or more.")
+    require(0 <= clip < 1, "asl", "clip", clip, "Give clip a probability of at least 0, below 1.")
     return Asymmetric(gamma_neg, gamma_pos, clip)

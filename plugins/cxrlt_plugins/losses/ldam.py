@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cxrlt_cli.contracts import PluginFault
 from cxrlt_plugins.losses.bce import cross_entropy
+from cxrlt_plugins.losses.limits import require
 from cxrlt_plugins.losses.reduction import known_entries, known_mean
 
 if TYPE_CHECKING:
@@ -68,10 +68,6 @@ def build(stats: ClassStats, *, max_margin: float = 0.5, scale: float = 30.0) ->
     Raises:
         PluginFault: an option lies outside its range.
     """
-    if not 0 <= max_margin < math.inf:
-        raise PluginFault(
-            f"max_margin is {max_margin}", where="loss ldam", cure="Give max_margin a value of 0 or more."
-        )
-    if not 0 < scale < math.inf:
-        raise PluginFault(f"scale is {scale}", where="loss ldam", cure="Give scale a value above 0.")
+    require(0 <= max_margin < math.inf, "ldam", "max_margin", max_margin, "Give max_margin a value of 0 or more.")
+    require(0 < scale < math.inf, "ldam", "scale", scale, "Give scale a value above 0.")
     return LabelDistributionAwareMargin(class_margins(stats.positives, max_margin), scale)

@@ -1,0 +1,506 @@
+"""Losses that are no sum over entries: distribution-balanced, two-way, average precision with a memory."""
+
+from __future__ import annotations
+
+import copy
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loss_batches import LOPSIDED, STATS, batch, close, entry, from_timm, one_thread, sigmoid, value_and_gradient
+from scipy.special import logsumexp
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+
+from cxrlt_cli.contracts import ClassStats, PluginFault
+from cxrlt_cli.posterior import derive
+from cxrlt_plugins.losses import ap, bce, db, focal, two_way
+
+LOSSES = {
+    "db": db.build(STATS),
+    "db-focal": db.build(STATS, gamma=2),
+    "db-lopsided": db.build(LOPSIDED),
+    "two-way": two_way.build(STATS),
+    "two-way-sharp": two_way.build(STATS, pos_temperature=0.5, neg_temperature=0.5),
+    "ap": ap.build(STATS),
+    "ap-sharp": ap.build(STATS, tau=0.1, memory=0, negatives=0),
+    "ap-bce": ap.build(STATS, bce=0.5),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(params=LOSSES.keys())
+def loss(request: pytest.FixtureRequest) -> nn.Module:
+    """Each loss, with what it remembers of two batches where it remembers any."""
+    made = copy.deepcopy(LOSSES[request.param])
+    for seed in (7, 8):
+        made(*batch(seed=seed))
+    return made.eval()
+
+
+# promises every loss makes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["db", "db-focal", "db-lopsided", "two-way", "two-way-sharp"])
+def test_gradient_agrees_with_finite_differences(name: str) -> None:
+    """Average precision holds a part of itself fixed, and has a test of its own below."""
+    loss = LOSSES[name]
+    logits, targets, weight = batch(6)
+    for labels in (targets, 0.1 + 0.8 * targets):
+        _, gradient = value_and_gradient(loss, logits, labels, weight)
+        for row, klass in np.ndindex(*logits.shape):
+            step = torch.zeros_like(logits)
+            step[row, klass] = 1e-6
+            rise = loss(logits + step, labels, weight) - loss(logits - step, labels, weight)
+            assert gradient[row, klass].item() == pytest.approx(rise.item() / 2e-6, rel=1e-5, abs=1e-8)
+
+
+def test_gradient_pushes_positives_up_and_negatives_down(loss: nn.Module) -> None:
+    for seed in range(5):
+        logits, targets, weight = batch(64, seed)
+        for scaled in (3 * logits, (3 * logits).float()):
+            _, gradient = value_and_gradient(loss, scaled, targets, weight)
+            assert (gradient[targets == 1] <= 0).all()
+            assert (gradient[targets == 0] >= 0).all()
+            assert (gradient[targets == 1] < 0).any()
+            assert (gradient[targets == 0] > 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_logits_stay_finite(loss: nn.Module, dtype: torch.dtype) -> None:
+    size = torch.tensor([15, 20, 88, 104, 745, 1e4, 1e6, 1e20], dtype=dtype)
+    logits = torch.cat([size, -size])[:, None].expand(-1, 3)
+    mixed = (torch.arange(16)[:, None] + torch.arange(3)) % 2
+    for targets in (mixed, 1 - mixed, mixed * 0, mixed * 0 + 1, mixed * 0.5):
+        value, gradient = value_and_gradient(loss, logits, targets.to(dtype), torch.ones_like(logits))
+        assert value.isfinite()
+        assert gradient.isfinite().all()
+
+
+def test_unknown_entries_have_no_say_whatever_they_hold(loss: nn.Module) -> None:
+    logits, targets, weight = batch()
+    hidden = torch.zeros_like(weight, dtype=torch.bool)
+    hidden[3], hidden[:, 1] = True, True
+    weight = weight.masked_fill(hidden, 0)
+    expected, expected_gradient = value_and_gradient(loss, logits, targets, weight)
+    for logit, target in ((0.0, -1.0), (math.nan, math.nan), (math.inf, -1.0), (-math.inf, math.inf)):
+        value, gradient = value_and_gradient(
+            loss, logits.masked_fill(hidden, logit), targets.masked_fill(hidden, target), weight
+        )
+        assert value == expected
+        assert torch.equal(gradient, expected_gradient)
+        assert not gradient[hidden].any()
+
+
+def test_unknown_rows_are_as_good_as_absent(loss: nn.Module) -> None:
+    logits, targets, weight = batch()
+    weight[10:] = 0
+    close(loss(logits, targets, weight), loss(logits[:10], targets[:10], weight[:10]), rtol=1e-12)
+
+
+def test_nothing_known_is_zero_with_zero_gradient(loss: nn.Module) -> None:
+    logits, _, weight = batch()
+    value, gradient = value_and_gradient(loss, logits, torch.full_like(logits, -1), 0 * weight)
+    assert value == 0
+    assert not gradient.any()
+
+
+def test_non_finite_input_at_a_known_entry_is_not_hidden(loss: nn.Module) -> None:
+    for spoilt in (0, 2):
+        tensors = list(batch())
+        tensors[1][2] = 1
+        tensors[spoilt][2, 1] = math.nan
+        assert loss(*tensors).isnan()
+
+
+def test_batches_of_one_kind_of_label_are_fine(loss: nn.Module) -> None:
+    logits, _, weight = batch()
+    for target in (0.0, 1.0):
+        value, gradient = value_and_gradient(loss, logits, torch.full_like(logits, target), weight)
+        assert value >= 0
+        assert gradient.isfinite().all()
+
+
+def test_doubling_all_weights_doubles_the_loss(loss: nn.Module) -> None:
+    logits, targets, weight = batch()
+    fresh = loss if not getattr(loss, "stateful", False) else ap.build(STATS).eval()  # old weights are remembered
+    close(fresh(logits, targets, 2 * weight), 2 * fresh(logits, targets, weight), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_computed_in_float32(loss: nn.Module, dtype: torch.dtype) -> None:
+    logits, targets, weight = batch(dtype=torch.float32)
+    value, gradient = value_and_gradient(loss, logits.to(dtype), targets.to(torch.int8), weight)
+    expected, expected_gradient = value_and_gradient(loss, logits.to(dtype).float(), targets, weight)
+    assert value.dtype == torch.float32
+    assert value == expected
+    assert torch.equal(gradient, expected_gradient.to(dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(logits.to(dtype).float(), targets, weight), expected)
+
+
+def test_float64_stays_float64(loss: nn.Module) -> None:
+    assert loss(*batch()).dtype == torch.float64
+
+
+def test_they_say_that_they_have_no_posterior(loss: nn.Module) -> None:
+    assert loss.pointwise is False
+    assert derive(loss, np.ones(3), np.ones(3)) is None
+    logits, targets, weight = batch()
+    _, gradient = value_and_gradient(loss, logits, targets, weight)
+    # and indeed: the slope of one entry moves with the label of another
+    targets[5, 0] = 1 - targets[5, 0]
+    _, other = value_and_gradient(loss, logits, targets, weight)
+    assert (gradient[5, 1:] != other[5, 1:]).any() or (gradient[:5, 0] != other[:5, 0]).any()
+
+
+# distribution-balanced --------------------------------------------------------------------------------------------
+
+
+def test_db_weights_by_hand() -> None:
+    """Counts 500, 40, 5. A row with all three: sum 1/500 + 1/40 + 1/5 = 0.227."""
+    targets = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    ratio = np.array([[0.002 / 0.227, 0.025 / 0.227, 0.2 / 0.227], [1, 12.5, 100], [0.01, 0.125, 1]])
+    expected = 0.1 + 1 / (1 + np.exp(-10 * (ratio - 0.2)))
+    np.testing.assert_allclose(db.build(STATS).row_weights(targets).numpy(), expected, rtol=1e-6)
+
+
+def test_db_rows_without_positives_weigh_as_those_of_the_most_frequent_class() -> None:
+    loss = db.build(STATS)
+    rows = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1e-9, 0, 0]], dtype=torch.float64)
+    weights = loss.row_weights(rows)
+    close(weights[0], weights[1], rtol=1e-12)
+    close(weights[2], weights[1], rtol=1e-12)
+
+
+def test_db_weights_lie_between_their_bounds() -> None:
+    targets = torch.tensor(np.random.default_rng(0).random((200, 3)) < 0.3, dtype=torch.float64)
+    weights = db.build(STATS).row_weights(targets)
+    assert weights.min() >= 0.1 + 1 / (1 + math.exp(2)) - 1e-9
+    assert weights.max() <= 1.1
+
+
+@pytest.mark.parametrize("z", [-6.0, -1.2, 0.0, 0.7, 5.0])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_db_follows_its_formula(z: float, gamma: float) -> None:
+    loss = db.build(STATS, gamma=gamma)
+    moved = z - 0.05 * math.log(1000 / 40 - 1) / 2
+    # a lone positive has r = 1; a lone negative, in a row without positives, r = 500 / 40
+    positive, negative = 0.1 + sigmoid(8), 0.1 + sigmoid(10 * (500 / 40 - 0.2))
+    positive *= sigmoid(-moved) ** gamma * math.log1p(math.exp(-moved))
+    negative *= sigmoid(2 * moved) ** gamma * math.log1p(math.exp(2 * moved)) / 2
+    assert entry(loss, z, 1, 1) == pytest.approx(positive, rel=1e-6)
+    assert entry(loss, z, 0, 1) == pytest.approx(negative, rel=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_db_agrees_with_timm(gamma: float) -> None:
+    logits, targets, _ = batch(64)
+    targets[:, 0] = torch.where(targets.sum(1) == 0, 1, targets[:, 0])  # rows without positives have another rule
+    reference = from_timm("distribution_balanced_loss").DistributionBalancedLoss(
+        [500, 40, 5], 1000, focal_gamma=gamma, focal_balance=1
+    )
+    ours = db.build(STATS, gamma=gamma)(logits, targets, torch.ones_like(logits))
+    assert ours.item() == pytest.approx(reference(logits, targets).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_db_with_its_parts_off_is_cross_entropy(gamma: float) -> None:
+    logits, targets, weight = batch(64)
+    off = db.build(STATS, alpha=0.5, beta=0, lamb=1, kappa=0, gamma=gamma)
+    value, gradient = value_and_gradient(off, logits, targets, weight)
+    plain = focal.build(STATS, gamma=gamma) if gamma else bce.build(STATS)
+    expected, expected_gradient = value_and_gradient(plain, logits, targets, weight)
+    close(value, expected, rtol=1e-12)
+    close(gradient, expected_gradient, rtol=1e-9)
+
+
+def test_db_with_absent_classes_is_finite() -> None:
+    loss = db.build(LOPSIDED)
+    for buffer in loss.buffers():
+        assert buffer.isfinite().all()
+    assert db.build(ClassStats(("A",), (0,), (0,)))(*(t[:, :1] for t in batch())).isfinite()
+
+
+def test_db_unknown_positives_are_not_counted_in_the_row() -> None:
+    logits, targets, weight = batch()
+    targets[:] = torch.tensor([1.0, 0, 1])
+    weight[:] = torch.tensor([1.0, 1, 0])
+    rare = db.build(STATS)(logits, targets, weight)
+    targets[:, 2] = 0
+    assert rare == db.build(STATS)(logits, targets, weight)
+
+
+# two-way ----------------------------------------------------------------------------------------------------------
+
+
+def two_way_reference(z: np.ndarray, y: np.ndarray, tp: float, tn: float) -> float:
+    total = 0.0
+    for scores, labels in ((z, y), (z.T, y.T)):
+        terms = []
+        for row, label in zip(scores, labels, strict=True):
+            if label.any():
+                worst_negative = tn * logsumexp(row[label == 0] / tn) if (label == 0).any() else -np.inf
+                terms.append(np.logaddexp(0, worst_negative + tp * logsumexp(-row[label == 1] / tp)))
+        total += np.mean(terms) if terms else 0
+    return total
+
+
+@pytest.mark.parametrize("temperatures", [(4.0, 1.0), (1.0, 0.3)])
+def test_two_way_follows_its_formula(temperatures: tuple[float, float]) -> None:
+    tp, tn = temperatures
+    for seed in range(5):
+        logits, targets, _ = batch(seed=seed)
+        targets[:, 2] = seed % 2  # a class of one kind
+        got = two_way.build(STATS, pos_temperature=tp, neg_temperature=tn)(logits, targets, torch.ones_like(logits))
+        assert got.item() == pytest.approx(two_way_reference(logits.numpy(), targets.numpy(), tp, tn), rel=1e-9)
+
+
+def test_two_way_agrees_with_timm() -> None:
+    logits, targets, _ = batch(64)
+    expected = from_timm("two_way_loss").TwoWayLoss()(logits, targets)
+    got = two_way.build(STATS)(logits, targets, torch.ones_like(logits))
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_two_way_by_hand() -> None:
+    """One positive at logit 1, one negative at 0, in one row: the class way has no second row."""
+    stats = ClassStats(("A", "B"), (1, 1), (1, 1))
+    z, y = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    assert two_way.build(stats)(z, y, torch.ones_like(z)).item() == pytest.approx(math.log1p(math.exp(-1)))
+
+
+def test_two_way_counts_a_heavier_entry_as_several() -> None:
+    """In the way along a class, a negative of weight 3 beside one of 1 is three of them, up to the common factor."""
+    stats = ClassStats(("A",), (1,), (1,))
+    z, y = torch.tensor([[0.5], [1.0], [-0.2]]), torch.tensor([[1.0], [0], [0]])
+    heavy = two_way.build(stats)(z, y, torch.tensor([[2.0], [3], [1]])).item()
+    # weights relative to the mean 2 are 1.5 and 0.5; the term weighs (2 + 2) / 2
+    worst = math.log(1.5 * math.exp(1.0) + 0.5 * math.exp(-0.2))
+    assert heavy == pytest.approx(2 * math.log1p(math.exp(worst - 0.5)), rel=1e-6)
+
+
+def test_two_way_soft_targets_are_continuous() -> None:
+    logits, targets, weight = batch()
+    loss = two_way.build(STATS)
+    close(loss(logits, targets * (1 - 1e-9) + 5e-10, weight), loss(logits, targets, weight), rtol=1e-4)
+
+
+# average precision ------------------------------------------------------------------------------------------------
+
+
+def precision_missing(z: np.ndarray, y: np.ndarray, w: np.ndarray, tau: float) -> float:
+    """The definition, one loop at a time: the mean over positives i of w_i (1 - precision at i)."""
+    sum_, count = 0.0, 0
+    for i in np.flatnonzero(y == 1):
+        above = 1 / (1 + np.exp(-(z - z[i]) / tau))
+        above[i] = 1
+        found, false = (w * y * above).sum(), (w * (1 - y) * above).sum()
+        sum_, count = sum_ + w[i] * false / (found + false), count + 1
+    return sum_ / count
+
+
+@pytest.mark.parametrize("tau", [0.2, 1.0])
+def test_ap_follows_its_definition(tau: float) -> None:
+    logits, targets, weight = batch(40)
+    got = ap.build(STATS, tau=tau)(logits, targets, weight).item()
+    columns = [precision_missing(*(t[:, c].numpy() for t in (logits, targets, weight)), tau) for c in range(3)]
+    assert got == pytest.approx(np.mean(columns), rel=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ap_becomes_average_precision(weighted: bool) -> None:
+    logits, targets, weight = batch(60)
+    weight = weight if weighted else torch.ones_like(weight)
+    got = ap.build(STATS, tau=1e-5, memory=0, negatives=0)(logits, targets, weight).item()
+    expected = []
+    for z, y, w in zip(logits.T.numpy(), targets.T.numpy(), weight.T.numpy(), strict=True):
+        expected.append(w[y == 1].mean() * (1 - average_precision_score(y, z, sample_weight=w)))
+    assert got == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+def test_ap_by_hand_with_a_tie() -> None:
+    """Positive and negative at the same logit: half the negative is above, precision 1 / 1.5."""
+    stats = ClassStats(("A",), (1,), (1,))
+    z, y = torch.zeros(2, 1), torch.tensor([[1.0], [0]])
+    value, gradient = value_and_gradient(ap.build(stats), z, y, torch.ones(2, 1))
+    assert value.item() == pytest.approx(1 / 3)
+    # d (f / (1 + f)) = df / (1 + f)^2 with df = 1/4
+    close(gradient, torch.tensor([[-0.25 / 2.25], [0.25 / 2.25]]))
+
+
+def test_ap_gradient_is_that_of_the_negatives_above() -> None:
+    """Finite differences with the positives above held where they are."""
+    logits, targets, weight = batch(8)
+    loss = ap.build(STATS, memory=0, negatives=0).eval()
+    _, gradient = value_and_gradient(loss, logits, targets, weight)
+    z0, y, w = (t.numpy() for t in (logits, targets, weight))
+
+    def held(z: np.ndarray) -> float:
+        parts = []
+        for c in range(3):
+            rows = np.flatnonzero(y[:, c] == 1)
+            missing = []
+            for i in rows:
+                before, after = (1 / (1 + np.exp(-(v[:, c] - v[i, c]))) for v in (z0, z))
+                before[i] = 1
+                found = (w[:, c] * y[:, c] * before).sum()
+                false = (w[:, c] * (1 - y[:, c]) * after).sum()
+                missing.append(w[i, c] * false / (found + false))
+            parts.append(np.mean(missing))
+        return float(np.mean(parts))
+
+    for row, klass in np.ndindex(*z0.shape):
+        step = np.zeros_like(z0)
+        step[row, klass] = 1e-6
+        rise = (held(z0 + step) - held(z0 - step)) / 2e-6
+        assert gradient[row, klass].item() == pytest.approx(rise, rel=1e-5, abs=1e-9)
+
+
+def memory_of(loss: ap.AveragePrecision, klass: int) -> tuple[list[float], list[float]]:
+    """Remembered logits of positives and of negatives, sorted."""
+    kept = torch.where(loss.kept_weight[klass] > 0, loss.kept_logits[klass], math.nan)
+    sides = kept[: loss.memory], kept[loss.memory :]
+    return tuple(sorted(v for v in side.tolist() if not math.isnan(v)) for side in sides)  # type: ignore[return-value]
+
+
+def feed(loss: nn.Module, z: list[float], y: list[float], w: list[float] | None = None) -> Tensor:
+    column = lambda values: torch.tensor(values)[:, None]  # noqa: E731
+    return loss(column(z), column(y), column(w or [1.0] * len(z)))
+
+
+ONE = ClassStats(("A",), (5,), (95,))
+
+
+def test_ap_remembers_the_last_of_each_kind() -> None:
+    loss = ap.build(ONE, memory=2, negatives=3)
+    feed(loss, [1, 2, 3], [1, 0, 0])
+    assert memory_of(loss, 0) == ([1], [2, 3])
+    feed(loss, [4, 5, 6], [1, 0, 0])
+    assert memory_of(loss, 0) == ([1, 4], [3, 5, 6])
+    feed(loss, [7, 8], [1, 0])
+    assert memory_of(loss, 0) == ([4, 7], [5, 6, 8])
+    feed(loss, [10, 11, 12, 13, 14], [1, 1, 1, 1, 0])  # more at once than there is room for: the last ones
+    assert memory_of(loss, 0) == ([12, 13], [6, 8, 14])
+    feed(loss, [15], [1])
+    assert memory_of(loss, 0) == ([13, 15], [6, 8, 14])
+
+
+def test_ap_never_remembers_what_is_unknown_or_not_finite() -> None:
+    loss = ap.build(ONE, memory=4, negatives=4)
+    feed(loss, [1, math.nan, math.inf, 2], [1, -1, math.nan, 0], [1, 0, 0, 1])
+    assert memory_of(loss, 0) == ([1], [2])
+    feed(loss, [math.nan, math.inf], [1, 0])
+    assert memory_of(loss, 0) == ([1], [2])
+    assert loss.kept_logits.isfinite().all()
+    assert loss.kept_targets.isfinite().all()
+
+
+def test_ap_remembers_soft_targets_on_their_nearer_side() -> None:
+    loss = ap.build(ONE, memory=2, negatives=2)
+    feed(loss, [1, 2], [0.75, 0.25])
+    assert memory_of(loss, 0) == ([1], [2])
+    assert loss.kept_targets[0].tolist() == [0.75, 0, 0.25, 0]
+
+
+def test_ap_memory_counts_as_if_it_were_in_the_batch() -> None:
+    logits, targets, weight = (t.float() for t in batch(24))
+    loss = ap.build(STATS, memory=32, negatives=32)
+    loss(logits[:16], targets[:16], weight[:16])
+    close(loss(logits[16:], targets[16:], weight[16:]), ap.build(STATS)(logits, targets, weight), rtol=1e-5)
+
+
+def test_ap_batch_without_positives_learns_from_the_remembered_ones() -> None:
+    loss = ap.build(ONE)
+    feed(loss, [0.0], [1])
+    z, ones = torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1)
+    value, gradient = value_and_gradient(loss, z, 0 * z, ones)
+    assert value.item() == pytest.approx(0.5)  # sigmoid(1) + sigmoid(-1) is 1 beside 1 positive
+    assert (gradient > 0).all()
+    fresh, nothing = value_and_gradient(ap.build(ONE), z, 0 * z, ones)
+    assert fresh == 0
+    assert not nothing.any()
+
+
+def test_ap_changes_its_memory_in_training_mode_only() -> None:
+    loss = ap.build(STATS)
+    assert loss.stateful
+    loss.eval()
+    before = copy.deepcopy(loss.state_dict())
+    first = loss(*batch())
+    assert loss(*batch()) == first
+    assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
+    loss.train()(*batch())
+    assert not torch.equal(before["kept_logits"], loss.state_dict()["kept_logits"])
+
+
+def test_ap_continues_from_its_state() -> None:
+    loss = ap.build(STATS, memory=4, negatives=8)
+    for seed in range(3):
+        loss(*batch(seed=seed))
+    again = ap.build(STATS, memory=4, negatives=8)
+    again.load_state_dict(copy.deepcopy(loss.state_dict()))
+    for seed in range(3, 6):
+        values = [each(*batch(seed=seed)).item() for each in (loss, again)]
+        assert values[0] == values[1]
+    assert set(loss.state_dict()) == {"kept_logits", "kept_targets", "kept_weight", "written"}
+
+
+def test_ap_does_not_push_what_it_remembers() -> None:
+    loss = ap.build(ONE)
+    z = torch.tensor([[1.0], [0.0]], requires_grad=True)
+    loss(z, torch.tensor([[1.0], [0]]), torch.ones(2, 1)).backward()
+    loss(torch.zeros(2, 1, requires_grad=True), torch.tensor([[1.0], [0]]), torch.ones(2, 1)).backward()
+    assert not any(buffer.requires_grad for buffer in loss.buffers())
+
+
+def test_ap_mixes_in_cross_entropy() -> None:
+    logits, targets, weight = batch()
+    parts = ap.build(STATS)(logits, targets, weight), bce.build(STATS)(logits, targets, weight)
+    close(ap.build(STATS, bce=0.25)(logits, targets, weight), 0.75 * parts[0] + 0.25 * parts[1], rtol=1e-12)
+
+
+def test_ap_learns_a_ranking() -> None:
+    """Ten steps of plain descent on the logits themselves raise true average precision."""
+    logits, targets, _ = batch(40, dtype=torch.float32)
+    weight, loss = torch.ones_like(logits), ap.build(STATS)
+
+    def scores(z: Tensor) -> np.ndarray:
+        return np.array([average_precision_score(targets[:, c], z[:, c]) for c in range(3)])
+
+    z = logits.clone()
+    for _ in range(10):
+        _, gradient = value_and_gradient(loss, z, targets, weight)
+        z = z - 30 * gradient
+    assert (scores(z) > scores(logits)).all()
+
+
+# options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "named"),
+    [
+        (db, {"alpha": -0.1}, "alpha is -0.1"),
+        (db, {"mu": math.nan}, "mu is nan"),
+        (db, {"lamb": 0.0}, "lamb is 0.0"),
+        (two_way, {"pos_temperature": 0.0}, "pos_temperature is 0.0"),
+        (two_way, {"neg_temperature": -1.0}, "neg_temperature is -1.0"),
+        (ap, {"tau": 0.0}, "tau is 0.0"),
+        (ap, {"memory": -1}, "memory is -1"),
+        (ap, {"negatives": -1}, "negatives is -1"),
+        (ap, {"bce": 1.5}, "bce is 1.5"),
+    ],
+)
+def test_options_out_of_range_are_refused(module: ModuleType, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(PluginFault, match=named) as fault:
+        module.build(STATS, **options)
+    assert fault.value.cure
