@@ -11,7 +11,7 @@ from cxrlt_cli.cli.arguments import RecipeName
 from cxrlt_cli.events import Emit, Result
 from cxrlt_cli.stubs import command, group
 
-plugins_app = group(help="List and show plugins.")
+plugins_app = group(help="List, show, check and make plugins.")
 recipe_app = group(help="List, show and check recipes.")
 runs_app = group(help="List and show runs.")
 
@@ -37,6 +37,38 @@ def _plugins_show(
     from cxrlt_cli.commands import plugins
 
     return plugins.run_show(name, kind)
+
+
+@command(plugins_app, "check")
+def _plugins_check(
+    emit: Emit,
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="An installed package, or the name of a plugin.")],
+    *,
+    kind: Kind = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="Build the plugins with this option. Repeats."),
+    ] = None,
+    details: Annotated[bool, typer.Option("--details", help="Also list the rules that are kept.")] = False,
+) -> Result:
+    """Run the conformance kit over the plugins of a package."""
+    from cxrlt_cli.commands.plugin_check import run
+
+    return run(package, kind=kind, overrides=options or (), details=details, emit=emit)
+
+
+@command(plugins_app, "new")
+def _plugins_new(
+    emit: Emit,
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="loss, backbone, head, sampler, tta or dataset.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the plugin.")],
+    *,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory; default: cxrlt-NAME.")] = None,
+) -> Result:
+    """Write a plugin package: code, entry point, test, README."""
+    from cxrlt_cli.commands.plugin_new import run
+
+    return run(kind, name, out=out, emit=emit)
 
 
 @command(recipe_app, "list")

@@ -14,7 +14,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
     for row in (
         "cli console stubs failure source_command __main__",
         "commands",
-        "report",
+        "report scaffold",
         "engine testing",
         "decisions",
         "data model optim posterior reweight bootstrap calibration thresholds submission",

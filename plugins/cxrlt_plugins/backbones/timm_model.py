@@ -85,9 +85,17 @@ def build(
 ) -> TimmBackbone:
     """A network of timm by name, such as ``convnext_large.fb_in22k_ft_in1k`` or ``resnet50``.
 
-    ``pretrained`` is ``true`` (downloaded from the Hugging Face hub, safetensors only), ``false``, or the path of a
-    safetensors file with timm's parameter names, or of the ``model.safetensors`` of a cxrlt run. ``drop_path`` is
-    stochastic depth (arXiv 1603.09382), ``dropout`` acts on the pooled features where the network has it.
+    Args:
+        in_chans: 1 or 3; weights of three channels are adapted to one.
+        image_size: side of the images in pixels, for networks that are built for one size.
+        model: timm's name, with the tag of the weights after a full stop.
+        pretrained: true (downloaded from the Hugging Face hub, safetensors only), false, or the path of a safetensors
+            file with timm's parameter names, or of the model.safetensors of a cxrlt run.
+        drop_path: stochastic depth (arXiv 1603.09382), largest rate, in [0, 1).
+        dropout: share of pooled features dropped, where the network has such a layer.
+
+    Raises:
+        PluginFault: there is no such model, or its weights cannot be had.
     """
     import timm
 
@@ -103,6 +111,9 @@ def build(
         path = _existing(pretrained) if isinstance(pretrained, str) else _download(model)
     return TimmBackbone(_create(model, options, path), in_chans)
 
+
+#: What the conformance kit builds it with.
+build.example = {"model": "test_resnet", "pretrained": False}  # type: ignore[attr-defined]
 
 def _create(model: str, options: dict[str, Any], weights: Path | None) -> nn.Module:
     import timm

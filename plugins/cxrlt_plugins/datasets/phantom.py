@@ -96,6 +96,7 @@ def build(
 
 
 build.default_size = 128  # what `cxrlt prepare phantom` draws without --size
+build.example = {"count": 200}  # quick for the conformance kit
 
 
 _LIMITS = {"dev": 0.5, "test": 0.5, "miss": 0.5, "spurious": 1.0, "floor": 0.02, "lateral": 1.0}

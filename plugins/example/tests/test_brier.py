@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from cxrlt_example import build
 
-from cxrlt_cli.contracts import ClassStats, Loss
+from cxrlt_cli.contracts import ClassStats
+from cxrlt_cli.testing import verify
 
 STATS = ClassStats(names=("a", "b", "c"), positives=(50, 5, 1), negatives=(50, 95, 99))
 LOGITS = torch.linspace(-8, 8, 33, dtype=torch.float64)[:, None].repeat(1, 3)
@@ -22,8 +23,8 @@ def slope(target: float) -> torch.Tensor:
     return logits.grad * LOGITS.numel()
 
 
-def test_it_is_a_loss() -> None:
-    assert isinstance(build(STATS), Loss)
+def test_it_keeps_the_contract() -> None:
+    verify("losses", build)
 
 
 def test_it_is_the_squared_error() -> None:

@@ -1,0 +1,1 @@
+"""Templates of plugin packages, one module a kind; ``cxrlt plugins new`` fills them in."""
