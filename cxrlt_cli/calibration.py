@@ -267,7 +267,7 @@ def _empirical_bayes(problem: _Problem, shrinkage: Shrinkage) -> tuple[Array, Ar
         theta, variance = _maximise(problem, theta, _Prior(mean, np.tile(spread**-2, (classes, 1))))
         before = np.append(mean, spread)
         mean, spread = _update(theta, variance, spread, expected, shrinkage)
-        if np.isinf(spread).all() or np.abs(np.append(mean, spread) - before).max() < 1e-4:
+        if np.isinf(spread).all() or np.abs(np.append(mean, spread) - before).max() < 1e-3:
             break
     return theta, mean
 

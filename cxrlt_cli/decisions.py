@@ -141,9 +141,10 @@ class Decisions:
             return float(self.thresholds[c])
         if rule.name == "target-recall":
             return float(sigmoid(logit(self.thresholds[c]) + step))
-        old = self.prevalence[c]
+        whole = float(self.shift[c]) + step  # from the images of the sketch, which may not be the last ones
+        old = float(sigmoid(logit(share) - whole))
         weight = weight * (before * share / old + (1 - before) * (1 - share) / (1 - old))
-        after = sigmoid(logit(before) + step)
+        after = sigmoid(logit(before) + whole)
         if rule.name == "prevalence":
             return rules.prevalence_by_posteriors(after, share, weight)
         if rule.name == "target-precision":

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.errors import RunError
+from cxrlt_cli.logistic import sigmoid
 
 Array = npt.NDArray[np.float64]
 
@@ -35,33 +36,29 @@ class Link:
 
     def posterior(self, logits: npt.ArrayLike) -> Array:
         """Logits (N, C) -> P(finding | image) (N, C), float64 in [0, 1]."""
-        return _sigmoid(self.log_odds_of(logits))
+        return sigmoid(self.log_odds_of(logits))
 
     def inverse(self, log_odds: npt.ArrayLike) -> Array:
-        """The logit (C,) that means these log-odds (C,).
+        """Log-odds (C,) or (N, C) -> the logits that mean them, of the same shape.
 
         Where the posteriors of a loss level off before reaching them, the logit within 0.01 log-odds of that level.
         """
         targets = np.asarray(log_odds, dtype=np.float64)
-        return np.array([self._invert(row, target) for row, target in zip(self.log_odds, targets, strict=True)])
+        columns = [self._invert(row, targets[..., c]) for c, row in enumerate(self.log_odds)]
+        return np.stack(columns, axis=-1)
 
-    def _invert(self, row: Array, target: float) -> float:
+    def _invert(self, row: Array, targets: Array) -> Array:
         bottom, top = np.diff(row)[[0, -1]] / np.diff(self.logit)[[0, -1]]
         low, high = (row[0] if bottom else row[0] + 0.01), (row[-1] if top else row[-1] - 0.01)
-        inside = float(np.interp(np.clip(target, low, high), row, self.logit))
-        if bottom and target < low:
-            return inside + float((target - low) / bottom)
-        return inside + float((target - high) / top) if top and target > high else inside
-
-
-def _sigmoid(log_odds: Array) -> Array:
-    tail = np.exp(-np.abs(log_odds))
-    return np.asarray(np.where(log_odds >= 0, 1, tail) / (1 + tail))
+        inside = np.interp(np.clip(targets, low, high), row, self.logit)
+        below = np.minimum(targets - low, 0) / bottom if bottom else 0.0
+        above = np.maximum(targets - high, 0) / top if top else 0.0
+        return np.asarray(inside + below + above)
 
 
 def posterior_of(link: Link | None, logits: npt.ArrayLike) -> Array:
     """Posteriors (N, C) of logits (N, C); without a link the logits are taken for log-odds, uncalibrated."""
-    return link.posterior(logits) if link is not None else _sigmoid(np.asarray(logits, dtype=np.float64))
+    return link.posterior(logits) if link is not None else sigmoid(logits)
 
 
 def link_tensors(link: Link) -> dict[str, Array]:

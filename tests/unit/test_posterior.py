@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -206,6 +207,16 @@ def test_inverse_of_what_a_loss_never_answers_is_where_it_levels_off() -> None:
     logits = link.inverse(10 * ONES)
     assert (logits < 15).all()
     assert link.posterior(logits[None])[0] == pytest.approx(top, abs=1e-3)
+
+
+@pytest.mark.parametrize("build", [bce.build, asl.build, ldam.build])
+def test_inverse_of_a_table_is_that_of_its_rows(build: Callable[..., nn.Module]) -> None:
+    link = derive(build(STATS), WEIGHTS, ONES)
+    targets = np.linspace(-60, 60, 3 * 41).reshape(41, 3)
+    rows = np.array([link.inverse(row) for row in targets])
+    np.testing.assert_array_equal(link.inverse(targets), rows)
+    inside = np.abs(targets) < 2
+    np.testing.assert_allclose(link.log_odds_of(rows)[inside], targets[inside], atol=1e-9)
 
 
 # losses of other people -----------------------------------------------------------------------------------------------
