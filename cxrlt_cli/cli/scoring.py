@@ -44,7 +44,10 @@ def predict(
     ] = None,
     *,
     split: Annotated[str | None, typer.Option(metavar="SPLIT", help="A split of the run's dataset, no files.")] = None,
-    tta: Annotated[str | None, typer.Option(metavar="NAME", help="Test-time augmentation plugin.")] = None,
+    tta: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|auto", help="Test-time augmentation; auto: the one worth its cost on dev."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Use views the training never saw.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help=".csv or .parquet file.")] = None,
     submission: Annotated[bool, typer.Option("--submission", help="Write the form of CXR-LT 2026.")] = False,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.artifacts import Predictions, writable_directory, write_predictions
+from cxrlt_cli.commands.choose_tta import choose_tta
 from cxrlt_cli.commands.network import setting_of, view_logits
 from cxrlt_cli.commands.opening import (
     OpenRun,
@@ -24,7 +25,7 @@ from cxrlt_cli.commands.opening import (
     without_link,
 )
 from cxrlt_cli.commands.prediction_table import PredictionTable, overview, write_table
-from cxrlt_cli.commands.strategies import strategy_name, strategy_of
+from cxrlt_cli.commands.strategies import AUTO, strategy_name, strategy_of
 from cxrlt_cli.errors import DataError, RunError, TrainingError, UsageError
 from cxrlt_cli.events import Emit, Notice, Result, Table, silent
 from cxrlt_cli.submission import check_classes, write_submission
@@ -32,6 +33,7 @@ from cxrlt_cli.submission import check_classes, write_submission
 if TYPE_CHECKING:
     from cxrlt_cli.contracts import TestTimeAugmentation
     from cxrlt_cli.data.batches import Images
+    from cxrlt_cli.data.manifest import Prepared
     from cxrlt_cli.engine.infer import Setting
 
 #: Unreadable files named one by one on the screen.
@@ -49,7 +51,7 @@ class Work:
         patient_id: N strings, empty for files.
         projections: N image views (PA, AP, lateral), empty where unknown.
         unreadable: why an image could not be read, by its position; filled while they are read.
-        kept: where the logits of a split are kept in the run directory, None for files.
+        prepared: the dataset of a split, None for files.
     """
 
     images: Images
@@ -58,7 +60,7 @@ class Work:
     patient_id: list[str]
     projections: list[str]
     unreadable: dict[int, str] = field(default_factory=dict)
-    kept: Path | None = None
+    prepared: Prepared | None = None
 
 
 def run(
@@ -81,7 +83,7 @@ def run(
         run: run directory; None for the newest.
         inputs: files and folders; empty with ``split``.
         split: "train", "dev" or "test" of the run's dataset; its logits are kept in the run directory.
-        tta: a plugin of ``cxrlt.tta``; default: the recipe's.
+        tta: a plugin of ``cxrlt.tta``, or "auto" for the one that is worth its cost on dev; default: the recipe's.
         force: also use views the training never saw.
         out: CSV or Parquet file to write; default: the result carries everything.
         submission: write the form of CXR-LT 2026 instead of the ordinary table.
@@ -101,20 +103,26 @@ def run(
     if submission:
         check_classes(opened.card.classes, str(opened.dir.path))
     with ExitStack() as stack:
-        work = _from_split(opened, split, tta, data, emit) if split else _from_files(opened, inputs, stack)
+        work = _from_split(opened, split, data, emit) if split else _from_files(opened, inputs, stack)
         if out is not None:
             writable_directory(out.absolute().parent)
         setting = setting_of(opened, device, batch_size)
-        table, patients = _predict(opened, work, strategy_of(opened, tta, force), setting, emit)
-    if work.kept is not None:
-        write_predictions(work.kept, Predictions(table.classes, table.image_id, patients, table.logits))
-        stamp(work.kept, opened.card, strategy_name(opened, tta))
+        choice = choose_tta(opened, setting, force=force, data=data, emit=emit) if tta == AUTO else None
+        tta = strategy_name(opened, choice.name if choice else tta)
+        strategy = strategy_of(opened, tta, force)
+        _check_ranks(strategy, tta, split, force)
+        table, patients = _predict(opened, work, strategy, setting, emit)
+    kept = opened.predictions(work.prepared, str(split), tta) if work.prepared else None
+    if kept is not None:
+        write_predictions(kept, Predictions(table.classes, table.image_id, patients, table.logits))
+        stamp(kept, opened.card, tta)
     if out is not None and submission:
         write_submission(out, table.image_id, table.classes, table.posteriors)
     elif out is not None:
         write_table(out, table)
     _warn(work, submission, emit)
-    return _result(opened, work, table, out, strategy_name(opened, tta))
+    result = _result(opened, work, table, {"predictions": kept, "table": out}, tta)
+    return replace(result, data={**result.data, "tta_choice": choice.data}) if choice else result
 
 
 def _check_request(
@@ -136,6 +144,15 @@ def _check_request(
         raise UsageError("is a directory", where=str(out), cure="Give the name of a file.")
 
 
+def _check_ranks(strategy: TestTimeAugmentation, tta: str, split: str | None, force: bool) -> None:
+    if strategy.merge == "rank" and not split and not force:
+        raise UsageError(
+            f"the test-time augmentation {tta!r} ranks images against each other: what it says of a file would "
+            "depend on the files beside it",
+            cure="Predict a split with --split, choose another one with --tta, or insist with --force.",
+        )
+
+
 def _end_in(endings: Sequence[str]) -> str:
     return f"Let it end in {' or '.join(endings)}."
 
@@ -143,7 +160,7 @@ def _end_in(endings: Sequence[str]) -> str:
 # -- which images --------------------------------------------------------------------------------------------------
 
 
-def _from_split(run: OpenRun, split: str, tta: str | None, data: Path | None, emit: Emit) -> Work:
+def _from_split(run: OpenRun, split: str, data: Path | None, emit: Emit) -> Work:
     from cxrlt_cli.data.shards import Reader
 
     prepared = open_dataset(run, data, emit)
@@ -164,7 +181,7 @@ def _from_split(run: OpenRun, split: str, tta: str | None, data: Path | None, em
         image_id=column(prepared.frame, "image_id", rows),
         patient_id=column(prepared.frame, "patient_id", rows),
         projections=column(prepared.frame, "view", rows),
-        kept=run.predictions(prepared, split, tta),
+        prepared=prepared,
     )
 
 
@@ -257,7 +274,7 @@ def _warn(work: Work, submission: bool, emit: Emit) -> None:
         emit(Notice(f"the submission lacks {len(bad)} of the {len(work.rows)} images asked for", "warning"))
 
 
-def _result(run: OpenRun, work: Work, table: PredictionTable, out: Path | None, tta: str) -> Result:
+def _result(run: OpenRun, work: Work, table: PredictionTable, files: Mapping[str, Path | None], tta: str) -> Result:
     data: dict[str, Any] = {
         "run": str(run.dir.path),
         "images": len(table.image_id),
@@ -265,14 +282,13 @@ def _result(run: OpenRun, work: Work, table: PredictionTable, out: Path | None, 
         "tta": tta,
         "linked": run.card.linked,
     }
-    files = {"predictions": work.kept, "table": out}
     written = {key: str(path) for key, path in files.items() if path is not None}
     lost = f", {len(work.unreadable)} unreadable" if work.unreadable else ""
     views = f", test-time augmentation {tta!r}" if tta != "none" else ""
     noun = "image" if len(table.image_id) == 1 else "images"
     text = f"{len(table.image_id):,} {noun}{lost}, {len(table.classes)} classes, run {run.dir.path}{views}"
-    blocks: list[Table | str] = [text] if out is not None else [overview(table), text]
+    blocks: list[Table | str] = [text] if files["table"] is not None else [overview(table), text]
     if written:
         blocks.append(Table(("wrote", ""), tuple(written.items())))
-    full = {} if out is not None else table.data()
+    full = {} if files["table"] is not None else table.data()
     return Result({**data, **written, **full}, tuple(blocks), code=3 if work.unreadable else 0)

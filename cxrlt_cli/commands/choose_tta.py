@@ -1,0 +1,285 @@
+"""``--tta auto``: try every strategy on dev, choose by the rule of ``tta_choice``, and remember the choice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cxrlt_cli.artifacts import read_json, write_json
+from cxrlt_cli.commands.network import view_logits
+from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, split_rows
+from cxrlt_cli.commands.strategies import strategy_of, unseen
+from cxrlt_cli.commands.tta_choice import Choice, Trial, choose, measurements
+from cxrlt_cli.contracts import UNKNOWN
+from cxrlt_cli.data.manifest import Prepared, load_prepared
+from cxrlt_cli.errors import CxrltError, DataError
+from cxrlt_cli.events import Advanced, Emit, Finished, Notice, Started, Table
+
+if TYPE_CHECKING:
+    from cxrlt_cli.contracts import TestTimeAugmentation, View
+    from cxrlt_cli.engine.infer import Setting
+
+    Strategies = dict[str, TestTimeAugmentation]
+
+#: Raised when the rule changes, so that choices by an older one are made anew.
+FORMAT = 1
+PLAIN, SPLIT, FOLDS, RESAMPLES, SEED = "none", "dev", 5, 1000, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The strategy to use, and why.
+
+    Attributes:
+        name: of the strategy.
+        data: what ``tta.json`` holds.
+        again: whether it was remembered, not made now.
+    """
+
+    name: str
+    data: Mapping[str, Any]
+    again: bool
+
+    def table(self) -> Table:
+        """Costs and benefits, the cheapest first."""
+        rows = [_row(one, self.name) for one in self.data["strategies"]]
+        rows += [(name, "", "", "", "", "", reason) for name, reason in self.data["left_out"].items()]
+        columns = ("test-time augmentation", "views", "mAP", "gain", "95 % interval", "p (Holm)", "")
+        title = f"on {SPLIT}, {self.data['images']:,} images" if self.data["images"] else ""
+        return Table(columns, tuple(rows), title=title, note=_note(self.data, self.again))
+
+
+def choose_tta(run: OpenRun, setting: Setting, *, force: bool, data: Path | None, emit: Emit) -> Chosen:
+    """The strategy that is worth its cost on the dev images of the run's own dataset.
+
+    Every installed strategy whose views the network can read takes part, with its default options, or the recipe's
+    where it is the recipe's own; those that rank images against each other do not. A view that several share is
+    computed once. The choice is kept in the run directory and used again for the same weights, data and strategies.
+
+    Args:
+        run: the run.
+        setting: how the network is run.
+        force: also try views that training never saw.
+        data: where the dataset may be, if it has moved; another dataset than the run's own is not used.
+        emit: told about progress.
+
+    Raises:
+        CxrltError: the dataset, or labels of its dev split, are not there; memory is exhausted.
+    """
+    tried, left_out = _candidates(run, force, emit)
+    key = _key(run, tried)
+    kept = _remembered(run, key)
+    if kept is not None:
+        return _told(Chosen(str(kept["chosen"]), {**kept, "left_out": left_out}, again=True), emit)
+    made: dict[str, Any] = {"format": FORMAT, "key": key, "split": SPLIT, "images": 0, "chosen": PLAIN}
+    made |= {"strategies": [], "cross_fitted": None, "left_out": left_out}
+    if len(tried) > 1:
+        made |= _tried(run, tried, setting, data, emit)
+    write_json(run.dir.tta, made)
+    return _told(Chosen(str(made["chosen"]), made, again=False), emit)
+
+
+def _told(chosen: Chosen, emit: Emit) -> Chosen:
+    emit(chosen.table())
+    return chosen
+
+
+# -- which strategies ----------------------------------------------------------------------------------------------
+
+
+def _candidates(run: OpenRun, force: bool, emit: Emit) -> tuple[Strategies, dict[str, str]]:
+    """The strategies to try, the plain images first, and why the others are left out."""
+    from cxrlt_cli.registry import available
+
+    plugins = available("tta")
+    names = [plugin.name for plugin in plugins]
+    found, left_out = {PLAIN: strategy_of(run, PLAIN, force=True)}, {}
+    for plugin in plugins:
+        name = plugin.name if names.count(plugin.name) == 1 else plugin.qualified
+        if name == PLAIN:
+            continue
+        try:
+            strategy = strategy_of(run, name, force=True)
+        except CxrltError as error:  # a broken plugin hurts only those who ask for it
+            left_out[name] = "it cannot be built"
+            emit(Notice(f"the test-time augmentation {name!r} is left out: {error.what}", "warning"))
+            continue
+        lacking = [] if force else unseen(run, strategy)
+        if lacking:
+            left_out[name] = f"needs augment.{' and augment.'.join(lacking)}"
+        elif strategy.merge == "rank":
+            left_out[name] = "ranks images against each other"
+        else:
+            found[name] = strategy
+    return found, left_out
+
+
+def _shared(strategies: Strategies) -> tuple[list[View], dict[str, list[int]]]:
+    """Every different view once, and where each strategy finds its own; the identity is first in all of them."""
+    views: list[View] = []
+    places: dict[object, int] = {}
+    own: dict[str, list[int]] = {}
+    for name, strategy in strategies.items():
+        own[name] = []
+        for number, view in enumerate(strategy.views):
+            place = places.setdefault(_same(view) if number else "identity", len(views))
+            if place == len(views):
+                views.append(view)
+            own[name].append(place)
+    return views, own
+
+
+def _same(view: View) -> object:
+    """Equal for views that do the same, as far as their authors let one see."""
+    try:
+        hash(view.apply)
+    except TypeError:
+        return id(view.apply)
+    return view.apply
+
+
+# -- remembering ---------------------------------------------------------------------------------------------------
+
+
+def _key(run: OpenRun, tried: Strategies) -> str:
+    """Changes with the weights, the data, the strategies, their packages and the rule."""
+    from cxrlt_cli.registry import available
+
+    with run.dir.model.open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    described = {name: [one.space, one.merge, [_described(view) for view in one.views]] for name, one in tried.items()}
+    versions = sorted({(plugin.distribution, plugin.version) for plugin in available("tta")})
+    rule = [FORMAT, SPLIT, FOLDS, RESAMPLES, SEED]
+    text = json.dumps([weights, run.card.dataset, rule, described, versions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _described(view: View) -> list[Any]:
+    """A view as text; that of a function would hold its address in memory, and change with every process."""
+    apply = getattr(view.apply, "__qualname__", None) or repr(view.apply)
+    limits = [sorted(group) if group is not None else None for group in (view.needs, view.classes, view.projections)]
+    return [view.name, apply, *limits]
+
+
+def _remembered(run: OpenRun, key: str) -> dict[str, Any] | None:
+    if not run.dir.tta.exists():
+        return None
+    kept = read_json(run.dir.tta)
+    return kept if isinstance(kept, dict) and kept.get("key") == key else None
+
+
+# -- trying them ---------------------------------------------------------------------------------------------------
+
+
+def _tried(run: OpenRun, tried: Strategies, setting: Setting, data: Path | None, emit: Emit) -> dict[str, Any]:
+    from cxrlt_cli.data.shards import Reader
+    from cxrlt_cli.engine.merge import merge
+
+    prepared = _own_dataset(run, data, emit)
+    rows = split_rows(run, prepared, SPLIT, emit)
+    labels = prepared.labels[rows][:, [prepared.classes.index(name) for name in run.card.classes]]
+    if not ((labels == 1).any() and (labels != UNKNOWN).any()):
+        raise DataError(
+            f"no finding is labelled in the split {SPLIT!r}, so there is nothing to choose by",
+            where=str(prepared.path),
+            cure="Name a test-time augmentation with --tta.",
+        )
+    views, own = _shared(tried)
+    emit(Notice(f"choosing a test-time augmentation on {SPLIT}: {len(tried)} strategies, {len(views)} views"))
+    outputs = view_logits(run, Reader(prepared), rows, setting, views=views, emit=emit)
+    link, projections = open_link(run), column(prepared.frame, "view", rows)
+    logits = {name: merge(outputs[own[name]], one, run.card.classes, projections, link) for name, one in tried.items()}
+    costs = {name: len(one.views) for name, one in tried.items()}
+    choice = _choice(labels, logits, costs, column(prepared.frame, "patient_id", rows), emit)
+    return {"images": len(rows), **_as_data(choice)}
+
+
+def _own_dataset(run: OpenRun, data: Path | None, emit: Emit) -> Prepared:
+    """The dataset of training, where ``data`` says it is or where it was."""
+    own = data is not None and load_prepared(data).content_hash == run.card.dataset
+    return open_dataset(run, data if own else None, emit)
+
+
+def _choice(
+    labels: npt.NDArray[np.int8],
+    logits: Mapping[str, npt.NDArray[np.float32]],
+    views: Mapping[str, int],
+    patients: Sequence[str],
+    emit: Emit,
+) -> Choice:
+    stage = "compare"
+    emit(Started(stage, measurements(len(logits), FOLDS), "bootstraps"))
+    choice = choose(
+        labels,
+        logits,
+        views,
+        patients,
+        plain=PLAIN,
+        folds=FOLDS,
+        resamples=RESAMPLES,
+        seed=SEED,
+        progress=lambda done: emit(Advanced(stage, done)),
+    )
+    emit(Finished(stage))
+    return choice
+
+
+# -- what is said --------------------------------------------------------------------------------------------------
+
+
+def _as_data(choice: Choice) -> dict[str, Any]:
+    order = sorted(choice.trials, key=lambda name: (choice.trials[name].views, name != PLAIN, name))
+    gain = choice.gain
+    return {
+        "chosen": choice.name,
+        "strategies": [_trial(name, choice.trials[name]) for name in order],
+        "cross_fitted": {
+            **{"gain": _finite(gain.value), "low": _finite(gain.low), "high": _finite(gain.high)},
+            "by_fold": list(choice.by_fold),
+        },
+    }
+
+
+def _trial(name: str, trial: Trial) -> dict[str, Any]:
+    made: dict[str, Any] = {"name": name, "views": trial.views, "macro_ap": _finite(trial.score)}
+    if trial.gain is None:
+        return made
+    ends = {"gain": trial.gain.value, "low": trial.gain.low, "high": trial.gain.high, "p": trial.p}
+    return {**made, **{key: _finite(value) for key, value in ends.items()}, "credible": trial.credible}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _row(one: Mapping[str, Any], chosen: str) -> tuple[str, ...]:
+    mark = "chosen" if one["name"] == chosen else ""
+    head = (one["name"], str(one["views"]), _shown(one["macro_ap"], ".4f"))
+    if "gain" not in one:
+        return (*head, "", "", "", mark)
+    return (*head, _shown(one["gain"], "+.4f"), _interval(one), _shown(one["p"], ".3f"), mark)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    return f"{_shown(one['low'], '+.4f')} to {_shown(one['high'], '+.4f')}"
+
+
+def _note(data: Mapping[str, Any], again: bool) -> str:
+    remembered = " Remembered from an earlier call." if again else ""
+    crossed = data["cross_fitted"]
+    if crossed is None:
+        return "no other strategy can be tried: the plain images." + remembered
+    gain = f"{_shown(crossed['gain'], '+.4f')} ({_interval(crossed)})"
+    return f"An image costs as many passes as views. Chosen without the patients it is scored on: {gain}.{remembered}"
