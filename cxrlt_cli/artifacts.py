@@ -134,6 +134,15 @@ class RunDir:
         return self.path / "last"
 
     @property
+    def snapshots(self) -> Path:
+        """Directory of the epochs that may be averaged at the end; only while training."""
+        return self.path / "snapshots"
+
+    def snapshot(self, epoch: int) -> Path:
+        """Weights of one epoch, counted from 1."""
+        return self.snapshots / f"{epoch:04d}.safetensors"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object an epoch."""
         return self.path / "metrics.jsonl"

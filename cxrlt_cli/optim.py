@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,46 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set the learning rate of every group to ``factor`` times its ``base_lr``."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+
+
+@contextmanager
+def ascended(module: nn.Module, rho: float) -> Iterator[None]:
+    """While the context is open every parameter lies ``rho * g / ||g||`` further, g being its gradient now.
+
+    The norm is over the gradients of all parameters together, in float32 (arXiv 2010.01412, eq. 2, with p = 2). A
+    common factor of the gradients, such as that of an fp16 scaler, does not matter. Where all are 0 nothing moves. The
+    parameters come back bit for bit, also after an exception.
+    """
+    moved = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    kept = [parameter.detach().clone() for parameter in moved]
+    _climb(moved, rho)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(moved, kept, strict=True):
+                parameter.copy_(value)
+
+
+@torch.no_grad()
+def _climb(parameters: list[nn.Parameter], rho: float) -> None:
+    gradients = [cast("Tensor", parameter.grad) for parameter in parameters]
+    norm = torch.linalg.vector_norm(torch.stack([gradient.float().norm() for gradient in gradients]))
+    length = torch.where(norm > 0, rho / norm, 0.0)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.add_(gradient * length)
+
+
+@contextmanager
+def unchanged_buffers(*modules: nn.Module) -> Iterator[None]:
+    """Put the buffers of the modules, running statistics among them, back when the context ends."""
+    kept = [(module, name, value.detach().clone()) for module in modules for name, value in module.named_buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, value in kept:
+                module.get_buffer(name).copy_(value)
 
 
 def ema_decay(step: int, config: Ema) -> float:

@@ -46,6 +46,16 @@ def class_weights(stats: ClassStats, config: Reweight, progress: float) -> tuple
     )
 
 
+def rate_drop(config: Reweight, progress: float) -> float:
+    """The factor on the learning rate: ``lr_drop`` once a share ``start`` of the run is done; 1 before, or without."""
+    return config.lr_drop if config.lr_drop is not None and progress >= config.start else 1.0
+
+
+def weighed_down(stats: ClassStats, config: Reweight) -> int:
+    """How many classes have positives that weigh less than 1 once the weights are on."""
+    return int((class_weights(stats, config, 1.0)[0] < 1).sum())
+
+
 def _by_count(positives: Weights, config: Reweight) -> Weights:
     """The scheme's weight for each count; an absent class is given the largest count there is."""
     counts = np.where(positives > 0, positives, positives.max())

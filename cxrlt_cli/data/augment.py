@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cxrlt_cli.data.draws import random_words, shares
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -32,7 +34,7 @@ _DRAWS = (
     *("erase", "erase_area", "erase_aspect", "erase_top", "erase_left", "noise_seed"),
 )
 _WORDS = 16  # random 64-bit words set aside for an image; a multiple of the four that Philox makes at a time
-_STREAM = 0x61756772 << 32  # keeps these numbers apart from those of other users of the same seed
+_STREAM = 0x61756772  # "augr"
 
 
 def seen(config: Augment) -> frozenset[str]:
@@ -68,9 +70,6 @@ class Drawn:
 def draw(config: Augment, *, seed: int, epoch: int, step: int, rows: Rows) -> Drawn:
     """The parameters of the images at ``rows`` of a global batch, pure in (seed, epoch, step, row).
 
-    The numbers come from Philox4x64 (Salmon et al., SC 2011, doi 10.1145/2063384.2063405), keyed by seed, epoch and
-    step; the counter is the row. Its raw words are used, whose stream numpy keeps stable between versions.
-
     Args:
         config: the recipe's ``augment``.
         seed: 0 <= seed < 2**31.
@@ -78,9 +77,8 @@ def draw(config: Augment, *, seed: int, epoch: int, step: int, rows: Rows) -> Dr
         step: from 0, less than 2**32.
         rows: (n,) int64 >= 0, any order; equal rows get equal parameters.
     """
-    words = _words(seed, epoch, step, rows)
-    shares = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1), 53 bits each
-    unit: dict[str, Floats] = dict(zip(_DRAWS, shares.T, strict=False))
+    words = random_words(_STREAM, seed=seed, epoch=epoch, step=step, rows=rows, count=_WORDS)
+    unit: dict[str, Floats] = dict(zip(_DRAWS, shares(words).T, strict=False))
 
     def around(name: str, width: float) -> Floats:
         return width * (2 * unit[name] - 1)
@@ -98,16 +96,6 @@ def draw(config: Augment, *, seed: int, epoch: int, step: int, rows: Rows) -> Dr
         noise_seed=words[:, _DRAWS.index("noise_seed")],
         box=_boxes(unit, config.erase),
     )
-
-
-def _words(seed: int, epoch: int, step: int, rows: Rows) -> npt.NDArray[np.uint64]:
-    """(n, _WORDS) random words, row by row, made for the range the rows span."""
-    if len(rows) == 0:
-        return np.empty((0, _WORDS), np.uint64)
-    first, last = int(rows.min()), int(rows.max())
-    key = np.array([_STREAM | seed, epoch << 32 | step], np.uint64)
-    source = np.random.Philox(key=key, counter=first * (_WORDS // 4))
-    return source.random_raw((last - first + 1) * _WORDS).reshape(-1, _WORDS)[rows - first]
 
 
 def _boxes(unit: dict[str, Floats], probability: float) -> Floats:

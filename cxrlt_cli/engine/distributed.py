@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from cxrlt_cli.engine.environment import WORKER, launched
 from cxrlt_cli.errors import TrainingError, UsageError
@@ -191,6 +191,16 @@ def gather_rows(local: npt.NDArray[np.float32], count: int, world: World) -> npt
         rows = np.arange(rank, count, world.size)
         merged[:, rows] = part.numpy()[:, : len(rows)]
     return merged
+
+
+def gathered(rows: Tensor, world: World) -> Tensor:
+    """The rows (n, C) of all processes by rank (world.size * n, C); gradients reach this process's own rows only."""
+    if world.size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world.size)]
+    dist.all_gather(parts, rows.detach().contiguous())
+    parts[world.rank] = rows
+    return torch.cat(parts)
 
 
 def accumulating(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from cxrlt_cli.artifacts import ModelCard, RunDir
-from cxrlt_cli.contracts import ClassStats, Loss, Sampler
+from cxrlt_cli.contracts import ClassStats, Loss, PluginFault, Sampler
 from cxrlt_cli.data.augment import seen
 from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.data.shards import Reader
 from cxrlt_cli.engine.distributed import World, synchronise_norms, wrap
 from cxrlt_cli.engine.plan import Plan, make_plan
 from cxrlt_cli.engine.sampling import build_sampler
+from cxrlt_cli.engine.targets import smoothing_level
 from cxrlt_cli.errors import DataError, PluginError
 from cxrlt_cli.events import Emit, Notice
 from cxrlt_cli.model import Classifier, build_classifier, set_bias
 from cxrlt_cli.optim import build_optimizer, ema_start, parameter_groups
-from cxrlt_cli.posterior import Link, derive
+from cxrlt_cli.posterior import Link, derive, unsmoothed
 from cxrlt_cli.recipe.schema import PluginRef, Recipe
 from cxrlt_cli.registry import build
-from cxrlt_cli.reweight import class_weights
+from cxrlt_cli.reweight import class_weights, weighed_down
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def assemble(job: Job, emit: Emit) -> Parts:
     model = _placed(model, job)
     _try_out(model, recipe, rows.stats, size, device)
     _warn_of_norms(model, job, emit)
+    _warn_of_weights(rows.stats, recipe, emit)
     optimizer = build_optimizer(parameter_groups(model.backbone, model.head, recipe.optim), recipe.optim, device)
     return Parts(
         rows=rows,
@@ -148,6 +150,8 @@ def _try_out(model: Classifier, recipe: Recipe, stats: ClassStats, size: int, de
     where = f"{recipe.model.backbone.name} with {recipe.model.head.name}"
     try:
         shape = tuple(model.eval()(torch.zeros(1, 1, size, size, device=device)).shape)
+    except PluginFault as fault:
+        raise PluginError(fault.what, where=fault.where or where, cure=fault.cure) from fault
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -172,6 +176,15 @@ def _warn_of_norms(model: nn.Module, job: Job, emit: Emit) -> None:
             "batch norms use the statistics of each process's own images, so weights depend on the number of processes"
         )
         emit(Notice(text, "warning"))
+
+
+def _warn_of_weights(stats: ClassStats, recipe: Recipe, emit: Emit) -> None:
+    down, classes = weighed_down(stats, recipe.reweight), len(stats.names)
+    if recipe.reweight.relative_to == "mean" and down > classes / 2:
+        text = (
+            f"reweight.relative_to mean, the published form, weighs the positives of {down} of {classes} classes down"
+        )
+        emit(Notice(f"{text}; relative_to head weighs none down", "warning"))
 
 
 def seed_everything(seed: int, *, deterministic: bool, device: torch.device) -> None:
@@ -250,9 +263,12 @@ def _start_at_priors(model: Classifier, recipe: Recipe, loss: nn.Module, stats: 
 
 
 def link_at(loss: Loss, stats: ClassStats, recipe: Recipe, progress: float) -> Link | None:
-    """The posterior link of the loss with the weights in force at a share of the run."""
+    """The posterior link of the loss with the weights in force at a share of the run, label smoothing undone."""
     positives, negatives = class_weights(stats, recipe.reweight, progress)
-    return derive(loss, positives, negatives)
+    link = derive(loss, positives, negatives)
+    if link is None:
+        return None
+    return unsmoothed(link, recipe.train.label_smoothing, smoothing_level(stats, recipe.train))
 
 
 def model_card(job: Job, parts: Parts, link: Link | None, epoch: int, score: float) -> ModelCard:

@@ -51,9 +51,23 @@ class Progress:
 
 
 def save_state(
-    run: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None
+    run: Path,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None,
+    *,
+    loss: nn.Module | None = None,
 ) -> None:
     """Write the state beside ``run/last`` and let it take its place.
+
+    Args:
+        run: the run directory.
+        progress: how far training has come.
+        model: its weights and buffers.
+        optimizer: its moments.
+        average: averaged weights, or None.
+        loss: the buffers of its ``state_dict``, which is what it remembers; None for a loss without.
 
     Raises:
         RunError: it cannot be written; the state before it is untouched.
@@ -64,7 +78,7 @@ def save_state(
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        save_file(_pack(model, optimizer, average), part / _TENSORS)
+        save_file(_pack(model, optimizer, average, loss), part / _TENSORS)
         document = _document(progress, _digest(part / _TENSORS))
         (part / _JSON).write_text(json.dumps(document), encoding="utf-8")
         for path in (part / _TENSORS, part / _JSON, part):
@@ -102,11 +116,17 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _pack(model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None) -> dict[str, Tensor]:
+def _pack(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None,
+    loss: nn.Module | None,
+) -> dict[str, Tensor]:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optim.{index}.{key}": value for key, value in moments.items()}
     tensors |= {f"ema.{name}": tensor for name, tensor in (average or {}).items()}
+    tensors |= {f"loss.{name}": tensor for name, tensor in (loss.state_dict() if loss else {}).items()}
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
@@ -181,9 +201,13 @@ def _read(directory: Path) -> Saved:
 
 
 def restore(
-    saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None
+    saved: Saved,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None,
+    loss: nn.Module | None = None,
 ) -> Progress:
-    """Put a saved state into a freshly built model, optimiser and average, in place.
+    """Put a saved state into a freshly built model, optimiser, average and loss, in place.
 
     Raises:
         RunError: the state is of another model.
@@ -195,6 +219,8 @@ def restore(
             kept = _section(saved.tensors, "ema.")
             for name, tensor in average.items():
                 tensor.copy_(kept[name])
+        if loss is not None:
+            loss.load_state_dict(_section(saved.tensors, "loss."))
     except (RuntimeError, KeyError, ValueError) as error:
         raise RunError(
             f"the saved state does not fit this network: {' '.join(str(error).split())[:200]}",

@@ -11,5 +11,6 @@ the weights: prediction needs neither the loss nor its plugin.
 
 from cxrlt_cli.posterior.gradients import derive
 from cxrlt_cli.posterior.link import Link, link_tensors, posterior_of, read_link
+from cxrlt_cli.posterior.smoothing import unsmoothed
 
-__all__ = ["Link", "derive", "link_tensors", "posterior_of", "read_link"]
+__all__ = ["Link", "derive", "link_tensors", "posterior_of", "read_link", "unsmoothed"]
