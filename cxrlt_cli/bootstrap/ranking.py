@@ -21,7 +21,7 @@ Places = npt.NDArray[np.int64]
 #: Above this share of cut places, adding up every image is faster than adding up stretches.
 _DENSE = 0.03
 #: Weights worked on at a time, so that intermediate arrays stay in the cache.
-_AT_A_TIME = 1 << 20
+_AT_A_TIME = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,28 +88,43 @@ def _block(at: Thresholds, weights: Weights) -> tuple[Array, Array]:
     if not at.positives.size:
         return undefined, undefined
     upto = _added_up(np.take(weights, at.order, axis=1, mode="clip"), at.cuts)
-    gained = np.add.reduceat(np.take(weights, at.positives, axis=1, mode="clip"), at.first, axis=1, dtype=np.int64)
-    reached, images = np.cumsum(gained, axis=1), upto[:, at.end]
-    positives = reached[:, -1].astype(np.float64)
-    negatives = upto[:, -1] - positives
-    precision = reached / np.maximum(images, 1)
-    below = negatives[:, None] - (images - reached)
+    gained = _gained(np.take(weights, at.positives, axis=1, mode="clip"), at.first)
+    reached = np.cumsum(gained, axis=1)
+    images = np.take(upto, at.end, axis=1, mode="clip").astype(np.float64)
+    positives, everything = reached[:, -1].copy(), upto[:, -1].astype(np.float64)
+    negatives = everything - positives
+    # pairs of a positive and a negative below it: those with any negative, less those with one above or beside it
+    below = positives * negatives + _dot(gained, reached) - _dot(gained, images)
     if at.mixed.size:
-        below[:, at.mixed] += (images[:, at.mixed] - upto[:, at.start] - gained[:, at.mixed]) / 2
+        beside = images[:, at.mixed] - upto[:, at.start] - gained[:, at.mixed]
+        below += _dot(gained[:, at.mixed], beside) / 2
+    np.maximum(images, 1, out=images)  # 0 only where nothing is gained
+    np.divide(reached, images, out=reached)
     with np.errstate(invalid="ignore", divide="ignore"):
-        ap = np.einsum("bg,bg->b", gained, precision) / positives
-        auroc = np.einsum("bg,bg->b", gained, below) / (positives * negatives)
-    return ap, np.where(positives * negatives > 0, auroc, np.nan)
+        return _dot(gained, reached) / positives, below / (positives * negatives)
 
 
-def _added_up(falling: Weights, cuts: Places) -> npt.NDArray[np.int64]:
+def _dot(a: Array, b: Array) -> Array:
+    """Row by row products added up: (B, G) and (B, G) -> (B,)."""
+    return np.asarray(np.einsum("bg,bg->b", a, b))
+
+
+def _gained(positives: Weights, first: Places) -> Array:
+    """The weight of the positives (B, P) gained at each threshold: (B, G)."""
+    if len(first) == positives.shape[1]:
+        return positives.astype(np.float64)
+    return np.asarray(np.add.reduceat(positives, first, axis=1, dtype=np.float64))
+
+
+def _added_up(falling: Weights, cuts: Places) -> npt.NDArray[np.integer]:
     """The sum of the weights (B, n) before each cut: (B, K)."""
+    sums = np.zeros((len(falling), len(cuts)), _wide_enough(falling))
     if len(cuts) > _DENSE * falling.shape[1]:
-        sums = np.zeros((len(falling), len(cuts)), np.int64)
-        sums[:, 1:] = np.cumsum(falling, axis=1, dtype=_wide_enough(falling))[:, cuts[1:] - 1]
-        return sums
-    stretches = np.add.reduceat(falling, cuts[:-1], axis=1, dtype=_wide_enough(falling))
-    return np.cumsum(np.pad(stretches, ((0, 0), (1, 0))), axis=1, dtype=np.int64)
+        every = np.cumsum(falling, axis=1, dtype=sums.dtype)
+        sums[:, 1:] = np.take(every, cuts[1:] - 1, axis=1, mode="clip")
+    else:
+        np.cumsum(np.add.reduceat(falling, cuts[:-1], axis=1, dtype=sums.dtype), axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _wide_enough(weights: Weights) -> type[np.int32] | type[np.int64]:

@@ -54,11 +54,15 @@ def sum_replicates(judged: Judged, weights: Weights, tick: Callable[[], None]) -
     """
     parts: list[dict[str, Array]] = []
     counts: list[Array] = []
-    for first in range(0, judged.labels.shape[1], _CLASSES):
-        some = range(first, min(first + _CLASSES, judged.labels.shape[1]))
+    images, classes = judged.labels.shape
+    rows = _WITHOUT_POSTERIORS if judged.posteriors is None else _WITH_POSTERIORS
+    matrix = np.empty((min(_CLASSES, classes), rows, images))
+    for first in range(0, classes, _CLASSES):
+        some = range(first, min(first + _CLASSES, classes))
         lines = [_line(judged, c) for c in some]
-        matrix = np.stack([_matrix(judged, c, line) for c, line in zip(some, lines, strict=True)])
-        for sums, line in zip(_added_up(weights, matrix), lines, strict=True):
+        for c, line, filled in zip(some, lines, matrix, strict=False):
+            _fill(filled, judged, c, line)
+        for sums, line in zip(_added_up(weights, matrix[: len(some)]), lines, strict=True):
             parts.append(_figures(sums, line, judged))
             counts.append(sums[:_SQUARE])
             tick()
@@ -75,16 +79,16 @@ def _line(judged: Judged, c: int) -> Array:
     return np.array([intercept, slope])
 
 
-def _matrix(judged: Judged, c: int, line: Array) -> Array:
-    """What each image adds to each sum of class c: (rows, N)."""
+def _fill(made: Array, judged: Judged, c: int, line: Array) -> None:
+    """Write what each image adds to each sum of class c into ``made`` (rows, N)."""
     labels = judged.labels[:, c]
     known, positive = labels != UNKNOWN, labels == 1
-    made = np.zeros((_WITHOUT_POSTERIORS if judged.posteriors is None else _WITH_POSTERIORS, len(labels)))
+    made[:] = 0
     made[_KNOWN], made[_POSITIVE] = known, positive
     if judged.decisions is not None:
         made[_CALLED], made[_HIT] = judged.decisions[:, c] & known, judged.decisions[:, c] & positive
     if judged.posteriors is None:
-        return made
+        return
     posterior = judged.posteriors[:, c]
     made[_CALLED_AT_HALF], made[_HIT_AT_HALF] = (posterior >= 0.5) & known, (posterior >= 0.5) & positive
     made[_SQUARE, known] = (posterior[known] - positive[known]) ** 2
@@ -92,14 +96,18 @@ def _matrix(judged: Judged, c: int, line: Array) -> Array:
     if not np.isnan(line).any():
         gradient, curvature = newton_terms(line, log_odds_of(posterior[known]), positive[known])
         made[_GRADIENT, known], made[_CURVATURE, known] = gradient.T, curvature.T
-    return made
 
 
 def _added_up(weights: Weights, matrix: Array) -> Array:
     """Weights (B, N) times a matrix (..., rows, N): sums (..., rows, B)."""
     rows = matrix.reshape(-1, matrix.shape[-1])
     block = max(1, _AT_A_TIME // max(weights.shape[1], 1))
-    parts = [rows @ weights[first : first + block].astype(np.float64).T for first in range(0, len(weights), block)]
+    floats = np.empty((min(block, len(weights)), weights.shape[1]))
+    parts = []
+    for first in range(0, len(weights), block):
+        some = floats[: len(weights) - first]
+        np.copyto(some, weights[first : first + block])
+        parts.append(rows @ some.T)
     return np.concatenate(parts, axis=1).reshape(*matrix.shape[:-1], len(weights))
 
 
