@@ -22,7 +22,7 @@ def build(
     """
     for factor in factors:
         within("factors", factor, 0.25, 4)
-    if len({1.0, *factors}) <= len(factors):
-        listed = ", ".join(f"{factor:g}" for factor in factors)
+    if not factors or len({1.0, *factors}) <= len(factors):
+        listed = ", ".join(f"{factor:g}" for factor in factors) or "empty"
         raise PluginFault(f"the option 'factors' is {listed}", cure="Give different factors, none of them 1.")
     return strategy({f"zoom {factor:g}": Move(zoom=factor) for factor in factors}, space, merge)
