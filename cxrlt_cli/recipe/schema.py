@@ -192,10 +192,39 @@ class Train(Strict):
         return self
 
 
+def _threshold(value: object) -> object:
+    """A rule as text, numbers included; ``thresholds.parse_rule`` reads it."""
+    text = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or text in ("expected-f1", "searched-f1", "prevalence"):
+        return text
+    number = text.removeprefix("target-recall=").removeprefix("target-precision=")
+    try:
+        known = 0 < float(number) < 1
+    except ValueError:
+        known = False
+    if not known:
+        raise ValueError(
+            "is not expected-f1, searched-f1, prevalence, target-recall=R, target-precision=P or a number, each "
+            "number between 0 and 1"
+        )
+    return text
+
+
+Threshold = Annotated[str, BeforeValidator(_threshold)]
+
+
 class Predict(Strict):
     """Defaults of ``cxrlt predict`` for this run."""
 
     tta: Ref = Field(default=PluginRef(name="none"), description="a plugin of cxrlt.tta")
+    calibration: Literal["none", "temperature", "platt", "beta", "isotonic"] = Field(
+        "platt", description="map of log-odds, fitted on dev after the posterior link"
+    )
+    threshold: Threshold = Field(
+        "expected-f1",
+        description="from which posterior on a finding is called present: expected-f1, searched-f1, prevalence, "
+        "target-recall=R, target-precision=P, or a number",
+    )
 
 
 class Recipe(Strict):
