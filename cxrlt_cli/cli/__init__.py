@@ -14,14 +14,22 @@ from typer.core import TyperGroup
 
 from cxrlt_cli.cli.listing import doctor, plugins_app, recipe_app, runs_app
 from cxrlt_cli.cli.prepare import sources
-from cxrlt_cli.cli.scoring import evaluate, predict
-from cxrlt_cli.cli.training import train
+from cxrlt_cli.cli.scoring import decide, evaluate, predict
+from cxrlt_cli.cli.training import retrain_head, sweep, train
 from cxrlt_cli.failure import exit_on_errors
 from cxrlt_cli.stubs import Stub, command, group
 
 #: The commands that have no subcommands, in the order of their use.
-COMMANDS: dict[str, Stub] = {"train": train, "evaluate": evaluate, "predict": predict, "doctor": doctor}
-FIRST = ("prepare", "train", "retrain-head", "sweep", "evaluate", "predict", "ensemble")
+COMMANDS: dict[str, Stub] = {
+    "train": train,
+    "retrain-head": retrain_head,
+    "sweep": sweep,
+    "evaluate": evaluate,
+    "predict": predict,
+    "decide": decide,
+    "doctor": doctor,
+}
+FIRST = ("prepare", "train", "retrain-head", "sweep", "evaluate", "predict", "decide", "ensemble")
 
 
 class _InOrder(TyperGroup):

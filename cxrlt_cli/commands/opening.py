@@ -106,8 +106,10 @@ def open_link(run: OpenRun) -> Link | None:
 
 def without_link(run: OpenRun) -> Notice:
     """The warning that posteriors are not posteriors."""
+    method = run.info.get("method")
+    source = f"the method '{method}'" if method in ("tau-norm", "ncm") else f"the loss '{run.card.loss.get('name')}'"
     return Notice(
-        f"{run.dir.path}: the loss '{run.card.loss.get('name')}' has no posterior link: posteriors are sigmoid(logit), "
+        f"{run.dir.path}: {source} has no posterior link: posteriors are sigmoid(logit), "
         "which need not be probabilities, and neither are decisions and calibration made from them",
         "warning",
     )

@@ -65,7 +65,7 @@ def begin(run_dir: RunDir, recipe: Recipe, prepared: Prepared) -> bool:
             "is not empty and not a run directory", where=str(run_dir.path), cure="Choose another directory with --out."
         )
     write_text(run_dir.recipe, dump_recipe(recipe))
-    write_json(run_dir.run_json, _identity(recipe, prepared))
+    write_json(run_dir.run_json, identity(recipe, prepared))
     return False
 
 
@@ -88,7 +88,7 @@ def move_aside(run_dir: RunDir, emit: Emit) -> None:
 def _check_same(run_dir: RunDir, recipe: Recipe, prepared: Prepared, info: Mapping[str, Any]) -> None:
     cure = "Train into another directory with --out, or start anew with --fresh (what is there is moved aside)."
     before = load_recipe(str(run_dir.recipe))
-    changes = list(_differences(before.model_dump(), recipe.model_dump()))
+    changes = list(differences(before.model_dump(), recipe.model_dump()))
     if changes:
         lines = "\n".join(f"  {key}: {old} -> {new}" for key, old, new in changes)
         raise RunError(f"was made with another recipe:\n{lines}", where=str(run_dir.path), cure=cure)
@@ -97,17 +97,19 @@ def _check_same(run_dir: RunDir, recipe: Recipe, prepared: Prepared, info: Mappi
         raise RunError(what, where=str(run_dir.path), cure=cure)
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, old, new) wherever two dumped recipes differ in what may not differ when a run is continued."""
     if key in MAY_DIFFER:
         return
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
     elif old != new:
         yield key, old, new
 
 
-def _identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+def identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """What run.json says of a run that begins."""
     refs = {
         "backbones": recipe.model.backbone,
         "heads": recipe.model.head,
@@ -117,6 +119,7 @@ def _identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     plugins = {kind: find(kind, ref.name) for kind, ref in refs.items()}
     return {
         "format": FORMAT,
+        "kind": "train",
         "name": recipe.name,
         "status": "new",
         "created": _now(),

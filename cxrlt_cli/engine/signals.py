@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from cxrlt_cli.errors import Interrupted, Terminated
+
 #: Codes of ``StopRequest.code``, in rising precedence; they are compared over processes.
 NONE, INTERRUPT, TERMINATE, FAILED = range(4)
 
@@ -45,3 +47,15 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_if_asked(request: StopRequest, what: str, *, where: str = "", cure: str) -> None:
+    """End the work when somebody asked for it; what shall be kept was saved before.
+
+    Raises:
+        Interrupted: Ctrl-C.
+        Terminated: SIGTERM.
+    """
+    if request.code != NONE:
+        kind = Interrupted if request.code == INTERRUPT else Terminated
+        raise kind(what, where=where, cure=cure)
