@@ -107,6 +107,26 @@ def test_dry_run_writes_nothing(workplace: Path, cxrlt) -> None:
     assert not (workplace / "runs").exists()
 
 
+def test_expected_draws_are_shown_before_training(workplace: Path, cxrlt) -> None:
+    sampler = ("--set", "sampler={name: class-aware, cap: 3}")
+    dry = cxrlt("train", "tiny.yaml", "--dry-run", *sampler)
+    assert "Expected draws of the sampler class-aware" in dry.out
+    outcome = cxrlt("train", "tiny.yaml", "--json", *sampler)
+    assert outcome.code == 0
+    assert outcome.err.index("Expected draws of the sampler class-aware") < outcome.err.index("epoch 1/2")
+    draws = json.loads(outcome.out)["draws"]
+    assert draws == json.loads(cxrlt("train", "tiny.yaml", "--dry-run", "--json", *sampler).out)["draws"]
+    assert draws["most_of_a_patient"] <= 3
+    assert "draws" not in json.loads(cxrlt("train", "tiny.yaml", "--dry-run", "--json").out)
+
+
+def test_a_head_that_needs_a_map_is_refused_where_there_is_none(workplace: Path, cxrlt) -> None:
+    spatial = ("--set", "model.head=csra", "--set", "model.backbone.model=test_vit", "--set", "data.size=32")
+    outcome = cxrlt("train", "tiny.yaml", "--dry-run", *spatial)
+    assert outcome.code == 4
+    assert "not (B, 64, h, w)" in outcome.err
+
+
 def test_a_fold_trains_on_the_other_folds(workplace: Path, cxrlt) -> None:
     outcome = cxrlt("train", "tiny.yaml", "--dry-run", "--json", "--set", "data.fold=1")
     plan = json.loads(outcome.out)

@@ -46,6 +46,17 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- plain lines -------------------------------------------------------------------------------------------------
 
 
+def test_a_table_between_events_goes_to_stderr() -> None:
+    table = Table(("finding", "drawn"), (("Mass", "12"),), "Expected draws", "of one epoch")
+    screen = Screen()
+    lines = screen.lines(Notice("before"), table)
+    assert lines[:2] == ["before", "Expected draws"]
+    assert any("Mass" in line and "12" in line for line in lines)
+    assert lines[-1] == "of one epoch"
+    assert screen.out.getvalue() == ""
+    assert Screen(quiet=True).lines(table) == []
+
+
 def test_a_slow_stage_has_a_line_for_each_ten_per_cent() -> None:
     screen = Screen()
     screen.lines(Started("decode", 1000))
