@@ -87,6 +87,7 @@ def load(
     *,
     overlays: Sequence[Node] = (),
     beside: Path | None = None,
+    plugins: bool = True,
 ) -> Loaded[M]:
     """Read, merge and check a document.
 
@@ -96,24 +97,23 @@ def load(
         overrides: ``section.key=value`` texts, laid over the file in order.
         overlays: trees, laid over the result.
         beside: the folder paths start at; None for the current directory.
+        plugins: check plugins and their options too, which imports them.
 
     Raises:
         UsageError, PluginError: as ``load_recipe``.
     """
     path = locate(source, beside)
     root, problems = _tree(path, str(source) if path == Path(source) else str(path), ())
-    found = form_of(root)
-    if found is not form:
-        what = f"is {found.noun}, not {form.noun}"
-        raise UsageError(what, where=str(source), cure=f"It is for `{found.usage}`.")
+    if (found := form_of(root)) is not form:
+        raise UsageError(f"is {found.noun}, not {form.noun}", where=str(source), cure=f"It is for `{found.usage}`.")
     for override in overrides:
-        node, wrong = _override(override)
+        node, wrong = override_node(override)
         root = _merge(root, node)
         problems.extend(wrong)
     for node in overlays:
         root = _merge(root, node)
     value, wrong = _validate(root, form, default_name=_name_of(path))
-    problems.extend([*wrong, *_plugin_problems(root, form)])
+    problems.extend([*wrong, *(_plugin_problems(root, form) if plugins else ())])
     if problems or value is None:
         raise error_of(problems)
     return Loaded(value, root, path)
@@ -188,8 +188,8 @@ def _base(extends: Node, path: Path, chain: tuple[Path, ...]) -> tuple[Node, lis
     return root, problems
 
 
-def _override(text: str) -> tuple[Node, list[Problem]]:
-    """One ``--set`` as a tree, to be merged over the recipe."""
+def override_node(text: str) -> tuple[Node, list[Problem]]:
+    """One ``--set`` as a tree, to be laid over a document, and what is wrong with it."""
     place = Place(f"--set {text}")
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")

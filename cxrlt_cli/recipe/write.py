@@ -67,10 +67,7 @@ def _offer_names(schema: dict[str, Any], path: str, kind: str, options: bool) ->
     names: list[str] = sorted({plugin.name for plugin in registry.available(kind)})
     foreign = {"type": "string", "pattern": "^[^:]+:[^:]+$"}
     name = {"anyOf": [{"enum": names}, foreign]}
-    if options:
-        long = [*(_with_options(kind, each) for each in names), _plain(foreign)]
-    else:
-        long = [_plain(name)]
+    long = [*(_with_options(kind, each) for each in names), _plain(foreign)] if options else [_plain(name)]
     field = holder["properties"][key]
     described = {k: v for k, v in field.items() if k in {"description", "default"}}
     optional = [{"type": "null"}] if {"type": "null"} in field.get("anyOf", ()) else []
@@ -90,6 +87,5 @@ def _with_options(kind: str, name: str) -> dict[str, Any]:
     except PluginError:
         return found  # missing, broken or ambiguous: whoever names it is told so
     for option, schema in own.get("properties", {}).items():
-        schema |= {"description": helps[option]} if helps[option] else {}
-        found["properties"][option] = schema
+        found["properties"][option] = {**schema, **({"description": helps[option]} if helps[option] else {})}
     return {**found, "required": ["name", *own.get("required", ())], "additionalProperties": False}
