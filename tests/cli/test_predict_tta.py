@@ -1,0 +1,274 @@
+"""``cxrlt predict --tta``: each strategy, what is refused, what is kept, and the choice by ``auto``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import factories
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from cxrlt_cli.artifacts import RunDir, read_predictions
+from cxrlt_cli.commands import choose_tta
+from cxrlt_cli.commands.opening import read_stamp
+from cxrlt_cli.data.manifest import Prepared
+
+Cxrlt = Callable[..., Any]
+COUNT = 48
+EVERYTHING = ("rotate", "shift", "scale", "flip", "brightness", "contrast", "gamma")
+STRATEGIES = {"none": 1, "flip": 2, "light": 3, "medium": 7, "heavy": 19, "multi-scale": 3, "five-crop": 6}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small only lose time to threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, Path]:
+    """A dataset, and a run on it that saw every augmentation; tests copy the run."""
+    root = tmp_path_factory.mktemp("made")
+    prepared = factories.make_dataset(root / "data", count=COUNT)
+    return prepared, factories.make_run(root / "run", prepared, augment=EVERYTHING).path
+
+
+@pytest.fixture
+def prepared(made: tuple[Prepared, Path]) -> Prepared:
+    return made[0]
+
+
+@pytest.fixture
+def run(made: tuple[Prepared, Path], tmp_path: Path) -> RunDir:
+    return RunDir(Path(shutil.copytree(made[1], tmp_path / "runs" / "tiny")))
+
+
+def forgetful(run: RunDir, *augment: str) -> None:
+    """Let the network have seen these augmentations only."""
+    factories.rewrite_card(run.model, augment=list(augment))
+
+
+# -- each strategy -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_split_is_kept_under_the_name_of_its_strategy(cxrlt: Cxrlt, run: RunDir, name: str) -> None:
+    plain = run.predictions("test")
+    plain.parent.mkdir()
+    plain.write_bytes(b"the default predictions")
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", name, "--json")
+    assert done.code == 0, done.err
+    assert done.json["tta"] == name
+    kept = Path(done.json["predictions"])
+    assert kept.name == ("test.parquet" if name == "none" else f"test.tta-{name}.parquet")
+    assert read_stamp(kept)["tta"] == name
+    assert np.isfinite(read_predictions(kept).logits).all()
+    assert name == "none" or plain.read_bytes() == b"the default predictions"
+
+
+def test_the_recipes_own_strategy_is_the_default_file(cxrlt: Cxrlt, prepared: Prepared, tmp_path: Path) -> None:
+    run = factories.make_run(tmp_path / "light", prepared, augment=EVERYTHING, tta={"name": "light", "angle": 3.0})
+    assert cxrlt("predict", run.path, "--split", "test").code == 0
+    own = read_predictions(run.predictions("test"))
+    assert cxrlt("predict", run.path, "--split", "test", "--tta", "none").code == 0
+    assert cxrlt("predict", run.path, "--split", "test", "--tta", "light").code == 0
+    assert sorted(path.name for path in run.predictions("test").parent.iterdir()) == [
+        "test.parquet",
+        "test.tta-none.parquet",
+    ]
+    again, plain = read_predictions(run.predictions("test")), read_predictions(run.predictions("test", "none"))
+    np.testing.assert_array_equal(again.logits, own.logits)
+    assert np.abs(plain.logits - own.logits).max() > 1e-3
+
+
+def test_the_logit_is_the_mean_over_views_made_one_by_one(cxrlt: Cxrlt, run: RunDir, prepared: Prepared) -> None:
+    from cxrlt_cli import registry
+    from cxrlt_cli.model import load_model
+
+    assert cxrlt("predict", run.path, "--split", "test", "--tta", "heavy").code == 0
+    kept = read_predictions(run.predictions("test", "heavy"))
+    pixels = factories.make_pixels(COUNT)[prepared.rows("test")]
+    images = torch.from_numpy(pixels).float()[:, None] / 255
+    model = load_model(run.model)[0].eval()
+    with torch.inference_mode():
+        outputs = [model(view.apply(image[None])) for image in images for view in registry.build("tta", "heavy").views]
+    expected = torch.stack(outputs).reshape(len(images), 19, -1).mean(1).numpy()
+    np.testing.assert_allclose(kept.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_name_with_its_distribution_is_a_file_name(cxrlt: Cxrlt, run: RunDir) -> None:
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "cxrlt:light", "--json")
+    assert Path(done.json["predictions"]).name == "test.tta-cxrlt%3Alight.parquet"
+    assert read_predictions(run.predictions("test", "cxrlt:light")).image_id
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_what_training_never_saw_is_named_with_the_views_that_need_it(cxrlt: Cxrlt, run: RunDir) -> None:
+    forgetful(run, "rotate", "shift")
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "heavy")
+    assert done.code == 2
+    assert "'heavy' needs a network trained with brightness, contrast, gamma, scale" in done.err
+    assert "'zoom in', 'zoom out', 'brighter' and 9 more" in done.err
+    assert "augment.brightness and augment.contrast and augment.gamma and augment.scale" in done.err
+    assert not run.predictions("test", "heavy").exists()
+    assert cxrlt("predict", run.path, "--split", "test", "--tta", "light").code == 0
+    assert cxrlt("predict", run.path, "--split", "test", "--tta", "heavy", "--force").code == 0
+
+
+def test_ranks_are_refused_for_files(cxrlt: Cxrlt, prepared: Prepared, tmp_path: Path) -> None:
+    run = factories.make_run(tmp_path / "ranks", prepared, augment=EVERYTHING, tta={"name": "light", "merge": "rank"})
+    factories.write_images(tmp_path / "images", factories.image_ids(4), factories.make_pixels(4))
+    done = cxrlt("predict", run.path, tmp_path / "images")
+    assert done.code == 2
+    assert "'light' ranks images against each other" in done.err
+    assert cxrlt("predict", run.path, tmp_path / "images", "--force").code == 0
+    assert cxrlt("predict", run.path, "--split", "test").code == 0
+    plain = cxrlt("predict", run.path, "--split", "test", "--tta", "none")
+    assert plain.code == 0
+    ranked, own = read_predictions(run.predictions("test")), read_predictions(run.predictions("test", "none"))
+    np.testing.assert_allclose(np.sort(ranked.logits, axis=0).mean(0), own.logits.mean(0), rtol=1e-5)
+
+
+# -- auto ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few resamples: these tests are about what happens, not about chance."""
+    monkeypatch.setattr(choose_tta, "RESAMPLES", 20)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Views and images of every inference."""
+    seen: list[int] = []
+    before = choose_tta.view_logits
+
+    def counted(run: Any, images: Any, rows: Any, setting: Any, *, views: Any, emit: Any) -> Any:
+        seen.append(len(views))
+        return before(run, images, rows, setting, views=views, emit=emit)
+
+    monkeypatch.setattr(choose_tta, "view_logits", counted)
+    return seen
+
+
+def test_auto_tries_everything_once_chooses_and_predicts(
+    cxrlt: Cxrlt, run: RunDir, quick: None, passes: list[int]
+) -> None:
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json")
+    assert done.code == 0, done.err
+    choice = done.json["tta_choice"]
+    assert {one["name"]: one["views"] for one in choice["strategies"]} == STRATEGIES
+    assert passes == [27]  # of 41 views, 14 are shared
+    assert choice == json.loads(run.tta.read_text())
+    assert done.json["tta"] == choice["chosen"] in STRATEGIES
+    assert read_predictions(Path(done.json["predictions"])).logits.size
+    costs = [one["views"] for one in choice["strategies"]]
+    assert costs == sorted(costs)
+    assert choice["images"] == 12
+    assert len(choice["cross_fitted"]["by_fold"]) == 5
+    for line in ("five-crop", "95 % interval", "Chosen without the patients it is scored on"):
+        assert line in done.err
+
+
+def test_the_scores_are_those_of_predictions_made_alone(
+    cxrlt: Cxrlt, run: RunDir, quick: None, prepared: Prepared
+) -> None:
+    choice = cxrlt("predict", run.path, "--split", "dev", "--tta", "auto", "--json").json["tta_choice"]
+    labels = prepared.labels[prepared.rows("dev")]
+    known = labels.any(axis=0)
+    for name in ("none", "medium", "multi-scale"):
+        cxrlt("predict", run.path, "--split", "dev", "--tta", name)
+        logits = read_predictions(run.predictions("dev", None if name == "none" else name)).logits
+        (one,) = [one for one in choice["strategies"] if one["name"] == name]
+        assert one["macro_ap"] == pytest.approx(average_precision_score(labels[:, known], logits[:, known]), abs=1e-6)
+
+
+def test_the_choice_is_remembered_for_the_same_weights_and_made_anew_for_others(
+    cxrlt: Cxrlt, run: RunDir, quick: None, passes: list[int], tmp_path: Path
+) -> None:
+    factories.write_images(tmp_path / "images", factories.image_ids(3), factories.make_pixels(3))
+    first = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json").json
+    again = cxrlt("predict", run.path, tmp_path / "images", "--tta", "auto", "--json")
+    assert again.json["tta_choice"] == first["tta_choice"]
+    assert "Remembered from an earlier call" in again.err
+    assert len(passes) == 1
+    factories.rewrite_card(run.model, epoch=4)
+    assert cxrlt("predict", run.path, "--split", "test", "--tta", "auto").code == 0
+    assert len(passes) == 2
+
+
+def test_auto_leaves_out_what_training_never_saw_and_says_so(
+    cxrlt: Cxrlt, run: RunDir, quick: None, passes: list[int]
+) -> None:
+    forgetful(run, "rotate", "scale")
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json")
+    choice = done.json["tta_choice"]
+    assert [one["name"] for one in choice["strategies"]] == ["none", "light", "multi-scale"]
+    assert choice["left_out"]["medium"] == "needs augment.shift"
+    assert choice["left_out"]["flip"] == "needs augment.flip"
+    assert "needs augment.flip" in done.err
+    assert passes == [5]
+    forced = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--force", "--json").json
+    assert forced["tta_choice"]["left_out"] == {}
+    assert passes == [5, 27]
+
+
+def test_auto_without_anything_to_try_takes_the_plain_images(cxrlt: Cxrlt, run: RunDir, passes: list[int]) -> None:
+    forgetful(run)
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json")
+    assert done.code == 0, done.err
+    assert done.json["tta"] == "none"
+    assert done.json["tta_choice"]["strategies"] == []
+    assert passes == []
+    assert run.predictions("test").exists()
+
+
+def test_auto_takes_the_recipes_options_for_its_own_strategy(
+    cxrlt: Cxrlt, prepared: Prepared, tmp_path: Path, quick: None, passes: list[int]
+) -> None:
+    tta = {"name": "multi-scale", "factors": [0.8, 0.9, 1.1, 1.2]}
+    run = factories.make_run(tmp_path / "own", prepared, augment=("scale",), tta=tta)
+    choice = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json").json["tta_choice"]
+    assert {one["name"]: one["views"] for one in choice["strategies"]} == {"none": 1, "multi-scale": 5}
+    assert passes == [5]
+
+
+def test_auto_needs_labelled_dev_images(cxrlt: Cxrlt, tmp_path: Path) -> None:
+    labels = np.full((COUNT, 4), -1, np.int8)
+    prepared = factories.make_dataset(tmp_path / "data", count=COUNT, labels=labels)
+    run = factories.make_run(tmp_path / "run", prepared, augment=EVERYTHING)
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "auto")
+    assert done.code == 3
+    assert "nothing to choose by" in done.err
+    assert not run.tta.exists()
+
+
+def test_auto_needs_the_runs_own_dataset_unless_it_has_chosen(
+    cxrlt: Cxrlt, run: RunDir, quick: None, tmp_path: Path
+) -> None:
+    other = factories.make_dataset(tmp_path / "other", count=COUNT, seed=5)
+    info = json.loads(run.run_json.read_text())
+    gone = {**info, "dataset": {**info["dataset"], "path": "gone"}}
+    run.run_json.write_text(json.dumps(gone))
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--data", other.path)
+    assert done.code == 3
+    assert "is not there" in done.err
+    run.run_json.write_text(json.dumps(info))
+    first = cxrlt("predict", run.path, "--split", "dev", "--tta", "auto", "--json")
+    assert first.code == 0
+    run.run_json.write_text(json.dumps(gone))
+    second = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--data", other.path, "--json")
+    assert second.code == 0
+    assert second.json["tta_choice"] == first.json["tta_choice"]
