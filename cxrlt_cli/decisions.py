@@ -349,12 +349,7 @@ def estimate_prevalence(log_odds: npt.ArrayLike, prevalence: npt.ArrayLike, stre
         DataError: there are fewer than ``ENOUGH_TO_ESTIMATE`` images.
     """
     v, old = np.asarray(log_odds, dtype=np.float64), np.asarray(prevalence, dtype=np.float64)
-    if len(v) < ENOUGH_TO_ESTIMATE:
-        raise DataError(
-            f"{len(v)} images are too few to estimate how frequent findings are among them; it takes "
-            f"{ENOUGH_TO_ESTIMATE}",
-            cure="State the prevalence, as in --target-prevalence CLASS=0.05, or give more images.",
-        )
+    check_enough(len(v))
     share, before = old, np.zeros_like(old)
     worth = strength / old
     for _ in range(1000):
@@ -364,6 +359,20 @@ def estimate_prevalence(log_odds: npt.ArrayLike, prevalence: npt.ArrayLike, stre
         moved = sigmoid(v + before - logit(old))
         share = (moved.sum(axis=0) + strength) / (len(v) + worth)
     return share
+
+
+def check_enough(images: int) -> None:
+    """Make sure that a prevalence can be estimated from so many images.
+
+    Raises:
+        DataError: there are fewer than ``ENOUGH_TO_ESTIMATE``.
+    """
+    if images < ENOUGH_TO_ESTIMATE:
+        raise DataError(
+            f"{images} images are too few to estimate how frequent findings are among them; it takes "
+            f"{ENOUGH_TO_ESTIMATE}",
+            cure="State the prevalence, as in --target-prevalence CLASS=0.05, or give more images.",
+        )
 
 
 # -- the file ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,17 @@ import typer
 from cxrlt_cli.cli.arguments import Data, Device
 from cxrlt_cli.events import Emit, Result
 
+Calibration = Annotated[
+    Literal["none", "temperature", "platt", "beta", "isotonic"] | None,
+    typer.Option(metavar="NAME", help="none, temperature, platt, beta or isotonic; default: the recipe's."),
+]
+Threshold = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RULE", help="expected-f1, searched-f1, prevalence, target-recall=R, target-precision=P or 0.5."
+    ),
+]
+
 
 def evaluate(
     emit: Emit,
@@ -54,6 +65,15 @@ def predict(
     data: Data = None,
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images per forward pass.")] = None,
+    calibration: Calibration = None,
+    threshold: Threshold = None,
+    target_prevalence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|CLASS=VALUE,...|estimate",
+            help="How frequent findings are among these images; posteriors and thresholds follow.",
+        ),
+    ] = None,
 ) -> Result:
     """Logits, posteriors and decisions for images.
 
@@ -73,8 +93,28 @@ def predict(
         data=data,
         device=device,
         batch_size=batch_size,
+        calibration=calibration,
+        threshold=threshold,
+        target_prevalence=target_prevalence,
         emit=emit,
     )
+
+
+def decide(
+    emit: Emit,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory; default: the newest run.")] = None,
+    *,
+    calibration: Calibration = None,
+    threshold: Threshold = None,
+    data: Data = None,
+) -> Result:
+    """Fit calibration and thresholds on dev anew, and keep them.
+
+    Training does so at its end; this is for another calibration or threshold, or for labelled images of your own.
+    """
+    from cxrlt_cli.commands import decide
+
+    return decide.run(run, calibration=calibration, threshold=threshold, data=data, emit=emit)
 
 
 def _run_and_inputs(paths: list[Path]) -> tuple[Path | None, list[Path]]:

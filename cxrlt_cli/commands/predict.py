@@ -25,10 +25,14 @@ from cxrlt_cli.commands.opening import (
     without_link,
 )
 from cxrlt_cli.commands.prediction_table import PredictionTable, overview, write_table
+from cxrlt_cli.commands.run_decisions import Asked, decisions_of, plain
 from cxrlt_cli.commands.strategies import AUTO, strategy_name, strategy_of
+from cxrlt_cli.commands.target_prevalence import Target, parse_target
+from cxrlt_cli.decisions import Decisions
 from cxrlt_cli.errors import DataError, RunError, TrainingError, UsageError
 from cxrlt_cli.events import Emit, Notice, Result, Table, silent
 from cxrlt_cli.submission import check_classes, write_submission
+from cxrlt_cli.thresholds import parse_rule
 
 if TYPE_CHECKING:
     from cxrlt_cli.contracts import TestTimeAugmentation
@@ -75,6 +79,9 @@ def run(
     data: Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    calibration: str | None = None,
+    threshold: str | None = None,
+    target_prevalence: str | None = None,
     emit: Emit = silent,
 ) -> Result:
     """Predict image files, or a split.
@@ -90,6 +97,10 @@ def run(
         data: the dataset of ``split``, if it has moved or is another one.
         device: "auto", "cpu", "cuda" or "cuda:K".
         batch_size: images a forward pass; default: as in the recipe.
+        calibration: fitted on dev now and used instead of what the run keeps.
+        threshold: a threshold rule, likewise.
+        target_prevalence: how frequent findings are among these images: ``estimate``, ``CLASS=VALUE,...`` or a file;
+            posteriors are moved there, and thresholds set anew.
         emit: told about progress.
 
     Returns:
@@ -100,29 +111,36 @@ def run(
     """
     _check_request(inputs, split, out, submission, data)
     opened = open_run(run)
+    asked = Asked(calibration, str(parse_rule(threshold)) if threshold is not None else None)
+    target = parse_target(target_prevalence, opened.card.classes) if target_prevalence is not None else None
     if submission:
         check_classes(opened.card.classes, str(opened.dir.path))
     with ExitStack() as stack:
         work = _from_split(opened, split, data, emit) if split else _from_files(opened, inputs, stack)
         if out is not None:
             writable_directory(out.absolute().parent)
+        if target is not None:
+            target.check(len(work.rows))
         setting = setting_of(opened, device, batch_size)
         choice = choose_tta(opened, setting, force=force, data=data, emit=emit) if tta == AUTO else None
         tta = strategy_name(opened, choice.name if choice else tta)
         strategy = strategy_of(opened, tta, force)
         _check_ranks(strategy, tta, split, force)
-        table, patients = _predict(opened, work, strategy, setting, emit)
+        made = _predict(opened, work, strategy, setting, emit)
     kept = opened.predictions(work.prepared, str(split), tta) if work.prepared else None
     if kept is not None:
-        write_predictions(kept, Predictions(table.classes, table.image_id, patients, table.logits))
+        write_predictions(kept, made)
         stamp(kept, opened.card, tta)
+    decisions = decisions_of(opened, asked, tta=tta, data=data, emit=emit) or plain(opened)
+    table, decisions = _decided(opened, made, decisions, target)
     if out is not None and submission:
         write_submission(out, table.image_id, table.classes, table.posteriors)
     elif out is not None:
         write_table(out, table)
     _warn(work, submission, emit)
     result = _result(opened, work, table, {"predictions": kept, "table": out}, tta)
-    return replace(result, data={**result.data, "tta_choice": choice.data}) if choice else result
+    more = _about(decisions, target is not None) | ({"tta_choice": choice.data} if choice else {})
+    return replace(result, data={**result.data, **more})
 
 
 def _check_request(
@@ -216,12 +234,9 @@ def _refuse_damaged_run(path: Path) -> None:
 # -- the network ---------------------------------------------------------------------------------------------------
 
 
-def _predict(
-    run: OpenRun, work: Work, tta: TestTimeAugmentation, setting: Setting, emit: Emit
-) -> tuple[PredictionTable, list[str]]:
-    """The table of the images that could be read, and their patients."""
+def _predict(run: OpenRun, work: Work, tta: TestTimeAugmentation, setting: Setting, emit: Emit) -> Predictions:
+    """The logits of the images that could be read."""
     from cxrlt_cli.engine.merge import merge
-    from cxrlt_cli.posterior import posterior_of
 
     link = open_link(run)
     if link is None:
@@ -236,7 +251,7 @@ def _predict(
     )
     logits = merge(views[:, read], tta, run.card.classes, projections, link)
     _check_finite(run, ids, logits)
-    return PredictionTable(ids, run.card.classes, logits, posterior_of(link, logits)), patients
+    return Predictions(run.card.classes, ids, patients, logits)
 
 
 def _check_finite(run: OpenRun, image_id: Sequence[str], logits: npt.NDArray[np.float32]) -> None:
@@ -248,6 +263,31 @@ def _check_finite(run: OpenRun, image_id: Sequence[str], logits: npt.NDArray[np.
             where=str(run.dir.path),
             cure="Weights or half precision may be at fault: try `--device cpu`, which computes in full precision.",
         )
+
+
+# -- posteriors and decisions --------------------------------------------------------------------------------------
+
+
+def _decided(
+    run: OpenRun, made: Predictions, decisions: Decisions, target: Target | None
+) -> tuple[PredictionTable, Decisions]:
+    """The table, and the decisions it was made with: those for the prevalence that was asked for."""
+    link = open_link(run)
+    log_odds = link.log_odds_of(made.logits) if link is not None else made.logits.astype(np.float64)
+    used = decisions if target is None else target.apply(decisions, log_odds)
+    posteriors = used.calibrated(log_odds)
+    return PredictionTable(made.image_id, made.classes, made.logits, posteriors, used.thresholds), used
+
+
+def _about(decisions: Decisions, moved: bool) -> dict[str, Any]:
+    """What posteriors and decisions rest on, as JSON."""
+    about: dict[str, Any] = {
+        "calibration": decisions.calibration.method,
+        "threshold_rule": decisions.rule,
+        "fitted_on": dict(decisions.provenance) or None,
+    }
+    shares = dict(zip(decisions.classes, decisions.prevalence.tolist(), strict=True))
+    return {**about, "target_prevalence": shares} if moved else about
 
 
 # -- what is said --------------------------------------------------------------------------------------------------

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 POSTERIOR, DECISION = ".posterior", ".decision"
-#: A finding is called present from this posterior on.
-THRESHOLD = 0.5
 #: Images listed on the screen.
 SHOWN = 20
 
@@ -34,17 +32,19 @@ class PredictionTable:
         classes: C names.
         logits: (N, C) float32.
         posteriors: (N, C) float64 in [0, 1].
+        thresholds: (C,) posteriors from which a finding is called present.
     """
 
     image_id: list[str]
     classes: tuple[str, ...]
     logits: npt.NDArray[np.float32]
     posteriors: npt.NDArray[np.float64]
+    thresholds: npt.NDArray[np.float64]
 
     @property
     def decisions(self) -> npt.NDArray[np.int8]:
-        """(N, C): 1 where the posterior reaches the threshold."""
-        return (self.posteriors >= THRESHOLD).astype(np.int8)
+        """(N, C): 1 where the posterior reaches the threshold of the class."""
+        return (self.posteriors >= self.thresholds).astype(np.int8)
 
     def data(self) -> dict[str, Any]:
         """Everything, for ``--json``."""
@@ -53,6 +53,7 @@ class PredictionTable:
             "image_id": self.image_id,
             "logit": self.logits,
             "posterior": self.posteriors,
+            "threshold": self.thresholds,
             "decision": self.decisions,
         }
 
@@ -102,20 +103,30 @@ def _write_csv(path: Path, table: pa.Table) -> None:
 def overview(table: PredictionTable) -> Table:
     """What was found in the first images, and what comes next in likelihood."""
     rows = []
-    for name, posteriors in zip(table.image_id[:SHOWN], table.posteriors[:SHOWN], strict=True):
+    called = table.decisions[:SHOWN].astype(bool)
+    for name, posteriors, here in zip(table.image_id[:SHOWN], table.posteriors[:SHOWN], called, strict=True):
         order = np.argsort(-posteriors, kind="stable")
-        found = order[posteriors[order] >= THRESHOLD]
-        following = order[len(found) : len(found) + 2]
+        found, following = order[here[order]], order[~here[order]][:2]
         present, likely = (_listed(table.classes, posteriors, chosen) for chosen in (found, following))
         rows.append((name, present or "-", likely))
     rest = len(table.image_id) - len(rows)
     note = f"and {rest:,} more; " if rest else ""
     return Table(
-        ("image", f"findings (posterior >= {THRESHOLD})", "next"),
+        ("image", f"findings (posterior >= {_threshold(table)})", "next"),
         tuple(rows),
         note=f"{note}`-o FILE.csv` writes every logit, posterior and decision",
     )
 
 
+def _threshold(table: PredictionTable) -> str:
+    same = len(np.unique(table.thresholds)) == 1
+    return f"{table.thresholds[0]:g}" if same else "threshold of the class"
+
+
 def _listed(classes: Sequence[str], posteriors: npt.NDArray[np.float64], chosen: npt.NDArray[np.int64]) -> str:
-    return ", ".join(f"{classes[index]} {posteriors[index]:.2f}" for index in chosen)
+    return ", ".join(f"{classes[index]} {_rounded(posteriors[index])}" for index in chosen)
+
+
+def _rounded(posterior: float) -> str:
+    """Two digits, more where that would be 0.00."""
+    return f"{posterior:.2f}" if posterior >= 0.005 or posterior == 0 else f"{posterior:.1g}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_cli.artifacts import RunDir, read_lines
+from cxrlt_cli.commands.decide import after_training
 from cxrlt_cli.commands.expected import as_table, drawn, expectation
 from cxrlt_cli.commands.run_directory import begin, claimed, move_aside, note
 from cxrlt_cli.data.manifest import load_prepared
@@ -131,6 +132,8 @@ def _carry_out(job: Job, emit: Emit) -> None:
         note(job, status="failed", seconds=time.monotonic() - began, reason=str(error).splitlines()[:1])
         raise
     note(job, status="finished", seconds=time.monotonic() - began, outcome=outcome)
+    if job.world.first:
+        after_training(job.run.path, emit)
 
 
 def _show_draws(job: Job, emit: Emit) -> None:
