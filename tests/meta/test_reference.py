@@ -165,6 +165,11 @@ def plugin_rows() -> dict[tuple[str, str], dict[str, str]]:
     return found
 
 
+def value(shown: str) -> Any:
+    """A default as it is written; a list in brackets is a tuple."""
+    return tuple(scalar(item.strip()) for item in shown[1:-1].split(",")) if shown.startswith("[") else scalar(shown)
+
+
 def test_every_built_in_plugin_is_there() -> None:
     kinds = ("losses", "backbones", "heads", "samplers", "tta", "datasets")
     ours = {(kind, p.name) for kind in kinds for p in available(kind) if p.distribution == "cxrlt"}
@@ -173,7 +178,7 @@ def test_every_built_in_plugin_is_there() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [pair for pair in plugin_rows() if pair[0] != "datasets"])
 def test_the_options_of_a_plugin(kind: str, name: str) -> None:
-    shown = {option: scalar(default) for option, default in plugin_rows()[kind, name].items()}
+    shown = {option: value(default) for option, default in plugin_rows()[kind, name].items()}
     assert shown == {o.name: "required" if o.required else o.default for o in options_of(kind, name)}
 
 
