@@ -62,8 +62,8 @@ def _status(run: RunDir, info: Mapping[str, Any]) -> str:
 
 
 def _row(run: RunDir, info: Mapping[str, Any]) -> tuple[str, ...]:
-    best, dataset = info.get("best") or {}, info.get("dataset") or {}
-    score = best.get("macro_ap")
+    saved, dataset = info.get("average") or info.get("best") or {}, info.get("dataset") or {}
+    score = saved.get("macro_ap")
     return (
         run.path.name,
         _status(run, info),

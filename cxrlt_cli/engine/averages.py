@@ -57,7 +57,7 @@ def _score(row: dict[str, Any]) -> float:
 
 
 def _weighted(job: Job, parts: Parts, row: dict[str, Any]) -> bool:
-    return (row["step"] - 1) / parts.plan.total >= job.recipe.reweight.start
+    return bool((row["step"] - 1) / parts.plan.total >= job.recipe.reweight.start)
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------
@@ -73,8 +73,14 @@ def take_snapshot(run: RunDir, epoch: int, model: nn.Module) -> None:
 
 
 def drop_snapshots(job: Job, parts: Parts, history: History) -> None:
-    """Remove the snapshots that are wanted neither now nor from the state before, which may have to be used."""
-    keep = {*ingredients(job, parts, history), *ingredients(job, parts, history[:-1])}
+    """Remove the snapshots that no end of training can want: neither from here nor from the state before.
+
+    Those of epochs before and after re-weighting began are kept apart, because the best epoch may yet be of either.
+    """
+    keep: set[int] = set()
+    for weighted in (False, True):
+        alike = [row for row in history if _weighted(job, parts, row) == weighted]
+        keep |= {*ingredients(job, parts, alike), *ingredients(job, parts, alike[:-1])}
     for path in job.run.snapshots.glob("*.safetensors"):
         if path not in {job.run.snapshot(epoch) for epoch in keep}:
             path.unlink()
@@ -173,6 +179,13 @@ def _show_training_images(job: Job, parts: Parts) -> None:
     with closing(batches(parts.reader, wanted, pin=job.device.type == "cuda")) as images:
         for (step, chunk), batch in zip(chunks, images, strict=True):
             seen = to_unit(batch, job.device, parts.size)
-            place = {"seed": recipe.train.seed, "epoch": step.epoch, "step": step.number, "rows": chunk.places}
+            seen = augment(
+                seen,
+                recipe.augment,
+                seed=recipe.train.seed,
+                epoch=step.epoch,
+                step=step.number,
+                rows=chunk.places,
+            )
             with autocast(recipe.train.precision, job.device):
-                parts.model(augment(seen, recipe.augment, **place))
+                parts.model(seen)

@@ -30,7 +30,7 @@ def unsmoothed(link: Link, smoothing: float, level: npt.ArrayLike) -> Link:
     asked = np.tanh(np.linspace(-LIMIT, LIMIT, KNOTS) / 2) / 2 + 0.5  # eta
     floor = smoothing * np.broadcast_to(np.asarray(level, dtype=np.float64), len(link.log_odds))
     smooth = (1 - smoothing) * asked + floor[:, None]  # (C, K)
-    logits = np.stack([link.inverse(column) for column in (np.log(smooth) - np.log1p(-smooth)).T], axis=1)
+    logits = link.inverse((np.log(smooth) - np.log1p(-smooth)).T).T
     knots = np.unique(np.concatenate([link.logit, logits.ravel()]))
     knots = knots[np.concatenate([[True], np.diff(knots) > 1e-12 * (1 + np.abs(knots[1:]))])]
     return Link(knots, np.stack([_table(knots, row) for row in logits]))

@@ -31,7 +31,7 @@ def recipe(data: Path, **changes: Mapping[str, Any]) -> dict[str, Any]:
     """The tiny recipe on ``data``; ``changes`` are merged section by section."""
     merged = {**RECIPE, "data": {"path": str(data)}}
     for section, values in changes.items():
-        merged[section] = {**merged[section], **values} if isinstance(values, Mapping) else values
+        merged[section] = {**merged.get(section, {}), **values} if isinstance(values, Mapping) else values
     return merged
 
 

@@ -321,3 +321,57 @@ def test_swap_without_an_average_does_nothing() -> None:
     before = module.weight.detach().clone()
     with optim.ema_swapped(module, None):
         assert torch.equal(module.weight, before)
+
+
+# --- sharpness-aware minimisation
+
+
+def test_parameters_climb_rho_along_the_gradient_and_come_back_bitwise() -> None:
+    net, head = Net(), nn.Linear(5, 2)
+    both = nn.ModuleList([net, head])
+    head(net(torch.randn(2, 3, 6, 6))).square().sum().backward()
+    head.bias.grad = None  # a parameter the loss did not reach stays where it is
+    before = {name: value.detach().clone() for name, value in both.named_parameters()}
+    gradients = {name: value.grad.clone() for name, value in both.named_parameters() if value.grad is not None}
+    norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+
+    def look_and_fail() -> None:
+        with optim.ascended(both, 0.05):
+            for name, value in both.named_parameters():
+                step = 0.05 * gradients[name] / norm if name in gradients else 0
+                torch.testing.assert_close(value.detach(), before[name] + step)
+            raise RuntimeError("the second pass failed")
+
+    with pytest.raises(RuntimeError, match="second pass"):
+        look_and_fail()
+    assert all(torch.equal(value, before[name]) for name, value in both.named_parameters())
+
+
+def test_without_a_slope_nothing_moves() -> None:
+    module = nn.Linear(2, 2)
+    module(torch.zeros(1, 2)).sum().mul(0).backward()
+    before = module.weight.detach().clone()
+    with optim.ascended(module, 0.05):
+        assert torch.equal(module.weight, before)
+
+
+def test_a_scaled_gradient_leads_to_the_same_place() -> None:
+    found = []
+    for scale in (1.0, 65536.0):
+        module = nn.Linear(2, 1, bias=False)
+        nn.init.constant_(module.weight, 1.0)
+        (module(torch.tensor([[3.0, 4.0]])) * scale).sum().backward()
+        with optim.ascended(module, 0.5):
+            found.append(module.weight.detach().clone())
+    torch.testing.assert_close(found[0], torch.tensor([[1.3, 1.4]]))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_buffers_come_back() -> None:
+    norm = nn.BatchNorm1d(2)
+    norm(torch.randn(4, 2))
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    with optim.unchanged_buffers(norm):
+        norm(torch.randn(4, 2))
+        assert not torch.equal(norm.running_mean, before["running_mean"])
+    assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())

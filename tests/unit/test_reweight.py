@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cxrlt_cli.contracts import ClassStats
 from cxrlt_cli.recipe.schema import Reweight
-from cxrlt_cli.reweight import class_weights
+from cxrlt_cli.reweight import class_weights, rate_drop, weighed_down
 
 #: positives of the 30 findings of CXR-LT 2026 in a training split of 128,815 images, Normal first
 COUNTS = (
@@ -105,3 +105,20 @@ def test_weights_are_finite_positive_and_never_fall_with_rarity(
     assert (weights > 0).all()
     present = weights[: sum(n > 0 for n in counts)]
     assert (np.diff(present) >= -1e-12 * present[1:]).all()
+
+
+def test_the_rate_drops_at_start() -> None:
+    config = Reweight(scheme="effective", start=0.6, lr_drop=0.01)
+    assert [rate_drop(config, progress) for progress in (0.0, 0.5999, 0.6, 1.0)] == [1, 1, 0.01, 0.01]
+    assert rate_drop(Reweight(scheme="effective", start=0.6), 1.0) == 1
+
+
+def test_a_drop_from_the_first_step_on_is_refused() -> None:
+    with pytest.raises(ValueError, match="set start, or lower lr"):
+        Reweight(lr_drop=0.01)
+
+
+def test_weighed_down_counts_the_positives_that_lose() -> None:
+    assert weighed_down(stats(*COUNTS), Reweight(scheme="effective", relative_to="mean", start=0.5)) == 24
+    assert weighed_down(stats(*COUNTS), Reweight(scheme="effective")) == 0
+    assert weighed_down(stats(*COUNTS), Reweight(scheme="effective", relative_to="mean", apply_to="negatives")) == 0
