@@ -282,10 +282,10 @@ def test_two_way_counts_a_heavier_entry_as_several() -> None:
     """In the way along a class, a negative of weight 3 beside one of 1 is three of them, up to the common factor."""
     stats = ClassStats(("A",), (1,), (1,))
     z, y = torch.tensor([[0.5], [1.0], [-0.2]]), torch.tensor([[1.0], [0], [0]])
-    heavy = two_way.build(stats)(z, y, torch.tensor([[2.0], [3], [1]])).item()
-    # weights relative to the mean 2 are 1.5 and 0.5; the term weighs (2 + 2) / 2
+    heavy = two_way.build(stats)(z, y, torch.tensor([[5.0], [3], [1]])).item()
+    # weights relative to the negatives' mean 2 are 1.5 and 0.5; the term weighs (5 + 2) / 2
     worst = math.log(1.5 * math.exp(1.0) + 0.5 * math.exp(-0.2))
-    assert heavy == pytest.approx(2 * math.log1p(math.exp(worst - 0.5)), rel=1e-6)
+    assert heavy == pytest.approx(3.5 * math.log1p(math.exp(worst - 0.5)), rel=1e-6)
 
 
 def test_two_way_soft_targets_are_continuous() -> None:
@@ -395,8 +395,8 @@ def test_ap_remembers_the_last_of_each_kind() -> None:
 
 
 def test_ap_never_remembers_what_is_unknown_or_not_finite() -> None:
-    loss = ap.build(ONE, memory=4, negatives=4)
-    feed(loss, [1, math.nan, math.inf, 2], [1, -1, math.nan, 0], [1, 0, 0, 1])
+    loss = ap.build(ONE, memory=1, negatives=1)
+    feed(loss, [1, 2, math.nan, math.inf, 3], [1, 0, -1, math.nan, 1], [1, 1, 0, 0, 0])
     assert memory_of(loss, 0) == ([1], [2])
     feed(loss, [math.nan, math.inf], [1, 0])
     assert memory_of(loss, 0) == ([1], [2])

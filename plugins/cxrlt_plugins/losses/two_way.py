@@ -58,9 +58,8 @@ class TwoWay(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
         """The mean over classes plus the mean over rows; a scalar, 0 where no positive is known."""
         z, y, w = known_entries(logits, targets, weight)
-        positive = torch.where(w == 0, 0, y)
-        negative = torch.where(w == 0, 0, 1 - y)
-        return self._one_way(z, positive, negative, w, 0) + self._one_way(z, positive, negative, w, 1)
+        negative = (1 - y).masked_fill(w == 0, 0)  # y is 0 there already
+        return self._one_way(z, y, negative, w, 0) + self._one_way(z, y, negative, w, 1)
 
     def _one_way(self, z: Tensor, positive: Tensor, negative: Tensor, w: Tensor, dim: int) -> Tensor:
         """The mean over columns (dim 0) or rows (dim 1); masses and weights (B, C)."""
