@@ -126,7 +126,7 @@ def test_the_short_table_leaves_out_the_middle() -> None:
     assert table.rows[0] == ("c0", "0", "0", "-")
     assert table.rows[-1] == ("c29", "290", "870", "3.00")
     assert "100 images an epoch" in table.note
-    assert "an image comes 97.5 times, a patient 98.0 times; 1 images are never drawn" in table.note
+    assert "an image comes 97.5 times, a patient 98.0 times; 1 of 3 are never drawn" in table.note
     assert "30 classes" in table.note
     assert all(len(row) == len(table.columns) for row in table.rows)
     assert len(as_table(expectation_of(30), short=False).rows) == 30

@@ -75,7 +75,7 @@ class Patients:
 
     def sums(self, values: Floats) -> Floats:
         """(N,) -> (P,), added up by patient."""
-        return np.bincount(self.codes, weights=values)
+        return np.bincount(self.codes, weights=values).astype(np.float64, copy=False)
 
 
 def patients_of(patients: Integers, cap: int | None) -> Patients:
@@ -140,7 +140,8 @@ def _factors(sums: Floats, limits: Integers, draws: int) -> Floats:
     rest = np.cumsum(sums[order][::-1])[::-1]
     common = np.divide(draws - full, rest, out=np.full(len(sums), np.inf), where=rest > 0)
     fits = np.flatnonzero(common <= ceiling[order])
-    return np.minimum(ceiling, common[fits[0]]) if len(fits) else ceiling
+    factors: Floats = np.minimum(ceiling, common[fits[0]]) if len(fits) else ceiling
+    return factors
 
 
 def in_units(rates: Floats, limits: Integers, codes: Integers, draws: int) -> Integers:
@@ -194,7 +195,7 @@ def by_class(labels: npt.NDArray[np.int8], exponent: float, no_finding: NoFindin
         )
     present = np.maximum(counts, 1).astype(np.float64)
     chance = np.where(counts > 0, present**exponent, 0.0)
-    weights: Floats = member @ (chance / chance.sum() / present)
+    weights: Floats = np.dot(member, chance / chance.sum() / present)
     return weights
 
 
