@@ -101,7 +101,8 @@ def as_table(found: Expectation, *, short: bool) -> Table:
     facts = _extremes(found)
     note = (
         f"{facts['images']:,} images an epoch. At most an image comes {facts['most_of_an_image']:.1f} times, a patient "
-        f"{facts['most_of_a_patient']:.1f} times; {facts['never_drawn']:,} of {len(found.first.images):,} are never drawn."
+        f"{facts['most_of_a_patient']:.1f} times; {facts['never_drawn']:,} of "
+        f"{len(found.first.images):,} are never drawn."
     )
     if cut:
         note += f" {len(order)} classes; cxrlt train --dry-run shows all."
