@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cxrlt_cli.errors import CxrltError, PluginError, UsageError
 from cxrlt_cli.events import Result, Table
 from cxrlt_cli.recipe.load import about, dump_recipe, json_schema, load_recipe, shipped
 from cxrlt_cli.recipe.sources import locate, read
+
+if TYPE_CHECKING:
+    from cxrlt_cli.recipe.schema import Recipe
 
 
 def run_list() -> Result:
@@ -40,16 +44,32 @@ def run_validate(recipes: Sequence[str]) -> Result:
         UsageError: at least one recipe is wrong; all problems of all recipes at once.
         PluginError: the only problems are plugins and their options.
     """
-    checked, errors = [], []
+    checked: list[Recipe] = []
+    errors: list[UsageError | PluginError] = []
     for recipe in recipes:
         try:
-            checked.append(load_recipe(recipe).name)
+            checked.append(load_recipe(recipe))
         except (UsageError, PluginError) as error:
             errors.append(error)
     if errors:
         raise _together(errors)
-    data = {"recipes": [{"source": source, "name": name} for source, name in zip(recipes, checked, strict=True)]}
-    return Result(data, ("\n".join(f"{source}: valid" for source in recipes),))
+    found = [(source, recipe.name, _notes(recipe)) for source, recipe in zip(recipes, checked, strict=True)]
+    lines = [
+        line for source, _, notes in found for line in (f"{source}: valid", *(f"  note: {note}" for note in notes))
+    ]
+    data = {"recipes": [{"source": source, "name": name, "notes": notes} for source, name, notes in found]}
+    return Result(data, ("\n".join(lines),))
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    """What is allowed, and rarely meant."""
+    reweight = recipe.reweight
+    if reweight.scheme == "none" or reweight.relative_to != "mean" or reweight.apply_to == "negatives":
+        return []
+    return [
+        "reweight.relative_to mean, the published form, weighs the positives of the more frequent classes down, on a "
+        "long tail most of them; training says how many. relative_to head weighs none down"
+    ]
 
 
 def run_schema() -> Result:

@@ -172,4 +172,6 @@ def note(
         info["epochs"] = outcome.epochs
         info["stopped_early"] = outcome.stopped_early
         info["best"] = {"epoch": outcome.best_epoch, "macro_ap": outcome.best_score}
+        if outcome.average is not None:
+            info["average"] = outcome.average
     write_json(job.run.run_json, info)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,6 +216,7 @@ def _summary(run_dir: RunDir, recipe: Recipe, prepared: Prepared) -> Result:
         "status": info["status"],
         "epochs": info.get("epochs"),
         "best": row,
+        "average": info.get("average"),
         "seconds": info.get("seconds"),
         **drawn(expectation(recipe, prepared)),
         **{key: str(path) for key, path in files.items()},
@@ -224,10 +225,19 @@ def _summary(run_dir: RunDir, recipe: Recipe, prepared: Prepared) -> Result:
     epochs = f"{info.get('epochs')} epoch{'' if info.get('epochs') == 1 else 's'}{early}"
     text = (
         f"{epochs} in {info.get('seconds', 0):.0f} s; best epoch {best.get('epoch')}: "
-        f"dev macro AP {best.get('macro_ap', float('nan')):.4f}"
+        f"dev macro AP {best.get('macro_ap', float('nan')):.4f}{_averaged(info)}"
     )
     rows = tuple((key, str(path)) for key, path in files.items())
     return Result(data, (text, Table(("wrote", ""), rows), f"Next: cxrlt evaluate {run_dir.path}"))
+
+
+def _averaged(info: Mapping[str, Any]) -> str:
+    """What was saved in place of the best epoch."""
+    average = info.get("average")
+    if not average:
+        return ""
+    epochs = ", ".join(map(str, average["epochs"]))
+    return f"; saved: the mean of epochs {epochs}, dev macro AP {average['macro_ap']:.4f}"
 
 
 def _plan(recipe: Recipe, prepared: Prepared, run_dir: RunDir, device: Any, emit: Emit) -> Result:

@@ -216,7 +216,7 @@ def _row(job: Job, parts: Parts, progress: Progress, verdict: Verdict) -> dict[s
 
 def _average_epochs(job: Job, parts: Parts, progress: Progress, emit: Emit) -> dict[str, Any] | None:
     """Save the average over epochs the recipe asks for in place of the best epoch."""
-    epochs = ingredients(job, parts, progress.history)
+    epochs = share(ingredients(job, parts, progress.history), job.world)  # and wait for the last snapshot
     if not epochs:
         return None
     steps = {row["epoch"]: row["step"] for row in progress.history}

@@ -53,7 +53,15 @@ def test_validate(cxrlt: Any) -> None:
     Path("b.yaml").write_text(GOOD)
     done = cxrlt("recipe", "validate", "a.yaml", "b.yaml")
     assert (done.code, done.out) == (0, "a.yaml: valid\nb.yaml: valid\n")
-    assert cxrlt("recipe", "validate", "a.yaml", "--json").json == {"recipes": [{"source": "a.yaml", "name": "a"}]}
+    found = cxrlt("recipe", "validate", "a.yaml", "--json").json
+    assert found == {"recipes": [{"source": "a.yaml", "name": "a", "notes": []}]}
+
+
+def test_validate_notes_what_is_rarely_meant(cxrlt: Any) -> None:
+    Path("a.yaml").write_text(GOOD + "reweight: {scheme: effective, relative_to: mean}\n")
+    done = cxrlt("recipe", "validate", "a.yaml")
+    assert done.code == 0
+    assert "note: reweight.relative_to mean" in done.out
 
 
 def test_every_shipped_recipe_is_valid(cxrlt: Any) -> None:

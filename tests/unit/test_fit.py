@@ -183,3 +183,40 @@ def test_patience_stops_early(phantom: Path, tmp_path: Path) -> None:
     assert len(rows) < 9
     assert len(rows) - read_card(tmp_path / "model.safetensors").epoch == 1
     shutil.rmtree(tmp_path / "predictions")
+
+
+TOGETHER = {
+    "loss": {"name": "ap", "memory": 4, "negatives": 16, "bce": 0.5},
+    "mix": {"mixup": 0.4, "cutmix": 1.0, "probability": 0.8},
+    "optim": {"sam": 0.05},
+    "train": {"epochs": 2, "average": {"ema": {"decay": 0.9}, "swa": 2}, "label_smoothing": 0.1},
+}
+
+
+def everything_at_once(phantom: Path) -> dict[str, object]:
+    """Mixing, smoothing, sharpness-aware steps, both averages, and a loss that compares images and remembers."""
+    return {**training.recipe(phantom, **TOGETHER), "loss": TOGETHER["loss"]}
+
+
+@pytest.fixture(scope="module")
+def together(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("together") / "run"
+    assert training.train(everything_at_once(phantom), run) == [0]
+    return run
+
+
+def test_with_everything_on_a_killed_run_ends_in_the_same_weights(
+    phantom: Path, together: Path, tmp_path: Path
+) -> None:
+    assert training.train(everything_at_once(phantom), tmp_path / "run", kill_at=STEPS + 2) == [-signal.SIGKILL]
+    assert sorted(path.name for path in (tmp_path / "run" / "snapshots").iterdir()) == ["0001.safetensors"]
+    assert training.train(everything_at_once(phantom), tmp_path / "run") == [0]
+    assert digest(tmp_path / "run") == digest(together)
+    assert not (tmp_path / "run" / "snapshots").exists()
+
+
+def test_with_everything_on_two_processes_end_in_the_same_weights(
+    phantom: Path, together: Path, tmp_path: Path
+) -> None:
+    assert training.train(everything_at_once(phantom), tmp_path / "run", processes=2) == [0, 0]
+    assert norm_difference(together, tmp_path / "run") < 1e-5
