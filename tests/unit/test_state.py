@@ -163,3 +163,21 @@ def test_a_full_disk_leaves_the_state_before_untouched(tmp_path: Path, monkeypat
     assert saved is not None
     assert saved.progress.step == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last"]
+
+
+def test_what_a_loss_remembers_comes_back(tmp_path: Path) -> None:
+    parts, loss, fresh = trained(0), nn.BatchNorm1d(2, affine=False), nn.BatchNorm1d(2, affine=False)
+    loss(torch.randn(4, 2))
+    save_state(tmp_path, Progress(step=1), *parts, loss=loss)
+    saved = read_state(tmp_path, silent)
+    assert saved is not None
+    restore(saved, *trained(1, steps=0), fresh)
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in loss.state_dict().items())
+
+
+def test_a_state_of_another_loss_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path, Progress(step=1), *trained(0), loss=nn.BatchNorm1d(2, affine=False))
+    saved = read_state(tmp_path, silent)
+    assert saved is not None
+    with pytest.raises(RunError, match="does not fit"):
+        restore(saved, *trained(1, steps=0), nn.BatchNorm1d(3, affine=False))

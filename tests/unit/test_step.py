@@ -22,6 +22,7 @@ from cxrlt_cli.engine.step import rate_factor, step_images, train_step
 from cxrlt_cli.events import Notice, silent
 from cxrlt_cli.optim import lr_factor
 from cxrlt_cli.recipe.schema import Recipe
+from cxrlt_cli.registry import build
 
 PLAIN = {
     "loss": {"name": "bce", "scale": None},
@@ -109,3 +110,15 @@ def test_weights_that_average_one_are_warned_about(phantom: Path, tmp_path: Path
     work, _ = built(phantom, tmp_path, reweight={"scheme": "inverse", "relative_to": "mean"})
     assemble(work, lambda event: told.append(event.text) if isinstance(event, Notice) else None)
     assert any("weighs the positives of" in text and "of 30 classes down" in text for text in told)
+
+
+def test_stochastic_depth_drops_deeper_blocks_more_often_and_only_in_training() -> None:
+    options = {"model": "test_convnext2", "pretrained": False, "drop_path": 0.5}
+    network = build("backbones", {"name": "timm", **options}, 1, 32)
+    rates = [module.drop_prob for module in network.modules() if type(module).__name__ == "DropPath"]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.5)
+    images = torch.rand(8, 1, 32, 32)
+    with torch.no_grad():
+        assert not torch.equal(network.train()(images), network(images))
+        assert torch.equal(network.eval()(images), network(images))
