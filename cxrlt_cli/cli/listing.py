@@ -16,6 +16,7 @@ recipe_app = group(help="List, show and check recipes.")
 runs_app = group(help="List and show runs.")
 
 Kind = Annotated[str | None, typer.Option(metavar="KIND", help="losses, backbones, heads, samplers, tta or datasets.")]
+RecipeKind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="train, head or sweep.")]
 Root = Annotated[Path, typer.Option(metavar="DIR", help="The directory that holds the runs.")]
 
 
@@ -72,11 +73,11 @@ def _plugins_new(
 
 
 @command(recipe_app, "list")
-def _recipe_list(emit: Emit) -> Result:
-    """List the recipes that ship with cxrlt."""
+def _recipe_list(emit: Emit, kind: RecipeKind = None) -> Result:
+    """List the recipes, head recipes and sweeps that ship with cxrlt."""
     from cxrlt_cli.commands import recipe
 
-    return recipe.run_list()
+    return recipe.run_list(kind)
 
 
 @command(recipe_app, "show")
@@ -102,11 +103,15 @@ def _recipe_validate(
 
 
 @command(recipe_app, "schema")
-def _recipe_schema(emit: Emit) -> Result:
+def _recipe_schema(
+    emit: Emit,
+    kind: RecipeKind = None,
+    options: Annotated[bool, typer.Option("--options", help="With the options of every plugin; imports them.")] = False,
+) -> Result:
     """Print the JSON schema of recipes, for editors."""
     from cxrlt_cli.commands import recipe
 
-    return recipe.run_schema()
+    return recipe.run_schema(kind or "train", options=options)
 
 
 @command(runs_app, "list")

@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.bootstrap import Difference, Replicates, holm, interval, paired, replicates
+from cxrlt_cli.commands.evaluate.of_run import Asked, predicted
+from cxrlt_cli.commands.evaluate.scored import Predicted
+from cxrlt_cli.commands.opening import open_run
 from cxrlt_cli.commands.sweep.plan import Entry, Plan
-from cxrlt_cli.commands.sweep.reading import Predicted, read_scored
 from cxrlt_cli.events import Advanced, Emit, Finished, Notice, Started
 from cxrlt_cli.metrics import Evaluation, evaluate
 
@@ -167,9 +169,9 @@ def _measure(plan: Plan, entry: Entry, seen: dict[Any, Any], emit: Emit) -> _Mea
     for number, run in enumerate(entry.runs):
         key = (run.path, entry.tta)
         if key not in seen:
-            predicted = read_scored(run, plan.split, entry.tta, emit)
+            found = predicted(open_run(run.path), Asked(plan.split, tta=entry.tta), emit)
             seed = number if plan.sweep.folds is not None else 0
-            seen[key] = (tuple(predicted.image_id), _evaluated(predicted), _resampled(plan, predicted, seed))
+            seen[key] = (tuple(found.image_id), _evaluated(found), _resampled(plan, found, seed))
         ids, result, resampled = seen[key]
         images.append(ids)
         points.append({name: _point(result, *where) for name, where in FIGURES.items()})
@@ -182,19 +184,20 @@ def _measure(plan: Plan, entry: Entry, seen: dict[Any, Any], emit: Emit) -> _Mea
     )
 
 
-def _evaluated(predicted: Predicted) -> Evaluation:
-    p = predicted
-    return evaluate(p.labels, p.logits, p.posteriors, p.classes, p.prevalence, decisions=p.decisions)
+def _evaluated(found: Predicted) -> Evaluation:
+    return evaluate(
+        found.labels, found.scores, found.posteriors, found.classes, found.prevalence, decisions=found.decisions
+    )
 
 
-def _resampled(plan: Plan, predicted: Predicted, seed: int) -> Replicates:
+def _resampled(plan: Plan, found: Predicted, seed: int) -> Replicates:
     return replicates(
-        predicted.labels,
-        predicted.logits,
-        predicted.patient_id,
-        posteriors=predicted.posteriors,
-        decisions=predicted.decisions,
-        prevalence=predicted.prevalence,
+        found.labels,
+        found.scores,
+        found.owners,
+        posteriors=found.posteriors,
+        decisions=found.decisions,
+        prevalence=found.prevalence,
         resamples=plan.sweep.resamples,
         seed=seed,
     )

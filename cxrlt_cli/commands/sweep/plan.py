@@ -218,9 +218,10 @@ class _Builder:
             if step is None:
                 return None
             self.made[row.name, ending] = step.key
-            predicted = self._predict(step, row.row.tta)
+            # decisions for other views are fitted on dev predictions with these views
+            splits = {self.split, "dev"} if row.row.tta else {self.split}
             runs.append(step.run)
-            needs.append((predicted.key,))
+            needs.append(tuple(self._predict(step, split, row.row.tta).key for split in sorted(splits)))
         return Entry(row.name, row.row.about, tuple(runs), row.row.tta, tuple(needs))
 
     def _run_of(self, row: Expanded, ending: str, values: Mapping[str, Any]) -> Step | None:
@@ -262,11 +263,11 @@ class _Builder:
         arguments = ("retrain-head", str(parent.run.path), str(source), *_arguments(settings), "--out", str(run.path))
         return self._add(Step(run.path.name, "retrain-head", run, arguments, (parent.key,), recipe, parent.run))
 
-    def _predict(self, made: Step, tta: str | None) -> Step:
+    def _predict(self, made: Step, split: str, tta: str | None) -> Step:
         how = ("--tta", tta) if tta else ()
-        key = f"{made.key} on {self.split}" + (f" with {tta}" if tta else "")
-        arguments = ("predict", str(made.run.path), "--split", self.split, *how, "--quiet")
-        step = Step(key, "predict", made.run, arguments, (made.key,), made.recipe, tta=tta, split=self.split)
+        key = f"{made.key} on {split}" + (f" with {tta}" if tta else "")
+        arguments = ("predict", str(made.run.path), "--split", split, *how, "--quiet")
+        step = Step(key, "predict", made.run, arguments, (made.key,), made.recipe, tta=tta, split=split)
         return self.steps.get(key) or self._add(step)
 
     def _add(self, step: Step) -> Step:
