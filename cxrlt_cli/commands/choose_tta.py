@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +194,7 @@ def _tried(run: OpenRun, tried: Strategies, setting: Setting, data: Path | None,
         )
     views, own = _shared(tried)
     emit(Notice(f"choosing a test-time augmentation on {SPLIT}: {len(tried)} strategies, {len(views)} views"))
-    outputs = view_logits(run, Reader(prepared), rows, setting, views=views, emit=emit)
+    outputs = view_logits(run, Reader(prepared), rows, replace(setting, stage=SPLIT), views=views, emit=emit)
     link, projections = open_link(run), column(prepared.frame, "view", rows)
     logits = {name: merge(outputs[own[name]], one, run.card.classes, projections, link) for name, one in tried.items()}
     costs = {name: len(one.views) for name, one in tried.items()}
