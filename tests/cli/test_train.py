@@ -46,7 +46,8 @@ def test_a_run_directory_is_made_and_said(workplace: Path, cxrlt) -> None:
     assert outcome.code == 0
     run = workplace / "runs" / "tiny"
     names = {path.name for path in run.iterdir()}
-    assert names == {"recipe.resolved.yaml", "run.json", "model.safetensors", "metrics.jsonl", "predictions"}
+    files = {"recipe.resolved.yaml", "run.json", "model.safetensors", "metrics.jsonl", "decisions.safetensors"}
+    assert names == files | {"predictions"}
     info = json.loads((run / "run.json").read_text())
     assert info["status"] == "finished"
     assert info["best"]["macro_ap"] == max(row["macro_ap"] for row in read_lines(run / "metrics.jsonl"))
