@@ -4,7 +4,17 @@ numpy only. Patients are the clusters, since images of one patient are alike; a 
 image, so nothing is sorted twice (DESIGN 11).
 """
 
-from .inference import Difference, holm, interval, paired
+from .inference import Difference, holm, interval, interval_of, on_logit_scale, paired, reflected
 from .resampling import Replicates, replicates
 
-__all__ = ["Difference", "Replicates", "holm", "interval", "paired", "replicates"]
+__all__ = [
+    "Difference",
+    "Replicates",
+    "holm",
+    "interval",
+    "interval_of",
+    "on_logit_scale",
+    "paired",
+    "reflected",
+    "replicates",
+]

@@ -29,19 +29,37 @@ def evaluate(
     ] = None,
     *,
     split: Annotated[str, typer.Option(metavar="dev|test|train", help="Which images.")] = "dev",
+    tta: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Predictions with another test-time augmentation than the run's.")
+    ] = None,
     absent: Annotated[
         Literal["skip", "zero"],
         typer.Option(metavar="skip|zero", help="Classes without positives: named and left out, or scored 0."),
     ] = "skip",
+    resamples: Annotated[int, typer.Option(min=0, metavar="N", help="Of the patients, for intervals; 0: none.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the resamples.")] = 0,
     data: Data = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Posteriors of any program, in place of runs.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="The labels they are scored against.")] = None,
+    train_labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The training label table, for head, medium and tail.")
+    ] = None,
 ) -> Result:
-    """Score runs: mAP, AUROC, F1, calibration.
+    """Score runs, or predictions of any program.
 
-    Overall, for each class, and for head, medium and tail; several runs side by side.
+    mAP, AUROC, F1 and calibration with 95 % intervals: overall, by class, for head, medium and tail, for subsets.
+    Several runs are compared with the first. `--predictions FILE --labels FILE` scores tables, without a run.
     """
-    from cxrlt_cli.commands.evaluate import run
+    from cxrlt_cli.commands import evaluate as command
 
-    return run(runs or [], split=split, absent=absent, data=data, emit=emit)
+    if predictions is None and labels is None and train_labels is None:
+        return command.run(
+            runs or [], split=split, absent=absent, resamples=resamples, seed=seed, tta=tta, data=data, emit=emit
+        )
+    files = command.files_of(predictions, labels, train_labels, runs or [])
+    return command.run_files(files, absent=absent, resamples=resamples, seed=seed, emit=emit)
 
 
 def predict(

@@ -124,13 +124,14 @@ def recalibrate(positive: npt.NDArray[np.bool_], log_odds: Array) -> tuple[float
     best = _log_likelihood(line, x, positive)
     for _ in range(_STEPS):
         step = newton_step(line, x, positive)
+        if np.abs(step).max() < 1e-9:
+            line = line + step
+            break
         scale, new = 1.0, _log_likelihood(line + step, x, positive)
-        while new < best and scale > 1e-9:
+        while new < best - 1e-9 * abs(best) and scale > 1e-9:
             scale /= 2
             new = _log_likelihood(line + scale * step, x, positive)
-        line, best = line + scale * step, max(new, best)
-        if np.abs(step).max() < 1e-10:
-            break
+        line, best = line + scale * step, new
     return float(line[1] / width), float(line[0] - line[1] * centre / width)
 
 

@@ -18,7 +18,10 @@ import torch
 from sklearn import metrics as reference
 
 from cxrlt_cli.artifacts import RunDir, read_predictions, write_predictions
+from cxrlt_cli.commands.evaluate import Settings, evaluated
+from cxrlt_cli.commands.evaluate.of_run import Asked
 from cxrlt_cli.data.manifest import Prepared
+from cxrlt_cli.decisions import cross_fitted
 
 Cxrlt = Callable[..., Any]
 COUNT = 400
@@ -57,15 +60,24 @@ def truth(run: RunDir, prepared: Prepared) -> tuple[np.ndarray, np.ndarray, np.n
     return prepared.labels[prepared.rows("dev")], logits, factories.expected_posteriors(logits)
 
 
+def decided(run: RunDir, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated posteriors and default decisions of dev, each patient judged by the others."""
+    labels, _, posteriors = truth(run, prepared)
+    prevalence = prepared.stats(prepared.rows("train")).prevalence
+    patients = read_predictions(run.predictions("dev")).patient_id
+    return cross_fitted(labels, np.log(posteriors / (1 - posteriors)), patients, prevalence=prevalence)
+
+
 # -- the figures ---------------------------------------------------------------------------------------------------
 
 
 def test_figures_of_classes_are_scikit_learns(cxrlt: Cxrlt, run: RunDir, prepared: Prepared) -> None:
     shown = cxrlt("evaluate", run.path, "--json").json["runs"][0]["classes"]
-    labels, logits, posteriors = truth(run, prepared)
+    labels, logits, _ = truth(run, prepared)
+    posteriors, decisions = decided(run, prepared)
     for index, name in enumerate(factories.CLASSES[:3]):
         known = labels[:, index] >= 0
-        label, logit, decision = labels[known, index], logits[known, index], posteriors[known, index] >= 0.5
+        label, logit, decision = labels[known, index], logits[known, index], decisions[known, index]
         row = shown[index]
         assert row["name"] == name
         assert row["positives"] == label.sum()
@@ -73,20 +85,27 @@ def test_figures_of_classes_are_scikit_learns(cxrlt: Cxrlt, run: RunDir, prepare
         assert row["ap"] == pytest.approx(reference.average_precision_score(label, logit), abs=1e-12)
         assert row["auroc"] == pytest.approx(reference.roc_auc_score(label, logit), abs=1e-12)
         assert row["f1"] == pytest.approx(reference.f1_score(label, decision), abs=1e-12)
+        at_half = posteriors[known, index] >= 0.5
+        assert row["f1_at_half"] == pytest.approx(reference.f1_score(label, at_half), abs=1e-12)
+        assert row["brier"] == pytest.approx(reference.brier_score_loss(label, posteriors[known, index]), abs=1e-9)
 
 
 def test_overall_figures_are_scikit_learns(cxrlt: Cxrlt, run: RunDir, prepared: Prepared) -> None:
     one = cxrlt("evaluate", run.path, "--json").json["runs"][0]
     labels, logits, posteriors = truth(run, prepared)
+    decisions = decided(run, prepared).decisions
     known = labels >= 0
     columns = [(labels[k, c], logits[k, c]) for c, k in enumerate(known.T) if (labels[:, c] == 1).any()]
     aps = [reference.average_precision_score(*column) for column in columns]
     areas = [reference.roc_auc_score(*column) for column in columns]
-    micro = reference.f1_score(labels[known] == 1, posteriors[known] >= 0.5)
+    micro = reference.f1_score(labels[known] == 1, decisions[known])
+    plain = reference.f1_score(labels[known] == 1, posteriors[known] >= 0.5)
     overall = one["overall"]
     assert overall["macro_ap"] == pytest.approx(np.mean(aps), abs=1e-12)
     assert overall["macro_auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
     assert overall["micro_f1"] == pytest.approx(micro, abs=1e-12)
+    assert one["before_calibration"]["micro_f1_at_half"] == pytest.approx(plain, abs=1e-12)
+    assert one["decisions"] == {"how": "cross-fitted", "calibration": "platt", "threshold": "expected-f1"}
     assert overall["chance_ap"] == pytest.approx(np.mean([column[0].mean() for column in columns]), abs=1e-12)
     assert one["images"] == 100
 
@@ -141,7 +160,8 @@ def test_a_dataset_with_its_classes_in_another_order_gives_the_same(
     other = factories.make_dataset(tmp_path / "data", count=COUNT, classes=names, labels=prepared.labels[:, order])
     figures = []
     for data in (prepared, other):
-        run = factories.make_run(tmp_path / data.classes[0], data, weights=False, classes=factories.CLASSES)
+        counts = {"positives": (90, 60, 20, 4), "negatives": (110, 140, 180, 196)}
+        run = factories.make_run(tmp_path / data.classes[0], data, weights=False, classes=factories.CLASSES, **counts)
         made = factories.write_logits(run, prepared, "dev")
         write_predictions(run.predictions("dev"), made)
         figures.append(cxrlt("evaluate", run.path, "--json").json["runs"][0]["overall"])
@@ -219,8 +239,8 @@ def test_augmented_predictions_are_said_to_be_so(cxrlt: Cxrlt, tmp_path: Path) -
     prepared = factories.make_dataset(tmp_path / "data", count=24)
     run = factories.make_run(tmp_path / "run", prepared, augment=("flip",))
     cxrlt("predict", run.path, "--split", "dev", "--tta", "flip")
-    assert "test-time augmentation 'flip'" in cxrlt("evaluate", run.path).out
-    assert cxrlt("evaluate", run.path, "--json").json["runs"][0]["tta"] == "flip"
+    assert "test-time augmentation 'flip'" in cxrlt("evaluate", run.path, "--tta", "flip").out
+    assert cxrlt("evaluate", run.path, "--tta", "flip", "--json").json["runs"][0]["tta"] == "flip"
 
 
 def test_another_dataset_has_predictions_of_its_own(cxrlt: Cxrlt, tmp_path: Path) -> None:
@@ -268,13 +288,11 @@ def second(prepared: Prepared, tmp_path: Path) -> RunDir:
 
 
 def test_runs_stand_side_by_side_in_the_order_given(cxrlt: Cxrlt, run: RunDir, second: RunDir) -> None:
-    done = cxrlt("evaluate", second.path, run.path)
-    header = next(line for line in done.out.splitlines() if "second" in line)
-    assert header.split() == ["second", "first"]
+    done = cxrlt("evaluate", second.path, run.path, "--resamples", 0)
+    rows = [line.split() for line in done.out.splitlines() if line.split()[:1] in (["second"], ["first"])]
+    assert [row[0] for row in rows] == ["second", "first"]
     alone = [cxrlt("evaluate", path, "--json").json["runs"][0]["overall"] for path in (second.path, run.path)]
-    assert [f"{figures['macro_ap']:.4f}" for figures in alone] == next(
-        line.split()[1:] for line in done.out.splitlines() if line.split()[:1] == ["mAP"]
-    )
+    assert [row[1] for row in rows] == [f"{figures['macro_ap']:.3f}"[1:] for figures in alone]
 
 
 def test_the_same_note_is_not_said_twice(cxrlt: Cxrlt, run: RunDir, second: RunDir) -> None:
@@ -285,9 +303,10 @@ def test_the_same_note_is_not_said_twice(cxrlt: Cxrlt, run: RunDir, second: RunD
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "b" / "first")
-    done = cxrlt("evaluate", "runs/first", "b/first")
-    header = next(line for line in done.out.splitlines() if "b/first" in line)
-    assert header.split() == ["runs/first", "b/first"]
+    done = cxrlt("evaluate", "runs/first", "b/first", "--resamples", 20)
+    assert [
+        line.split()[0] for line in done.out.splitlines() if "first [" in line or line[:7] in ("runs/fi", "b/first")
+    ][:2] == ["runs/first", "b/first"]
 
 
 def test_runs_on_different_images_are_flagged(cxrlt: Cxrlt, tmp_path: Path) -> None:
@@ -300,6 +319,7 @@ def test_runs_on_different_images_are_flagged(cxrlt: Cxrlt, tmp_path: Path) -> N
     done = cxrlt("evaluate", *runs, "--json")
     assert "warning: the runs were evaluated on different images" in done.err
     assert done.json["same_images"] is False
+    assert done.json["comparisons"] == []
 
 
 def test_runs_with_different_classes_leave_gaps(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:
@@ -312,6 +332,100 @@ def test_runs_with_different_classes_leave_gaps(cxrlt: Cxrlt, run: RunDir, tmp_p
     cells = {line.split()[0]: line.split() for line in done.out.splitlines() if line.strip()}
     assert len(cells["effusion"]) == 5
     assert len(cells["goiter"]) == len(cells["nodule"]) == 4
+    assert "difference" not in done.out
+
+
+# -- intervals, differences, subsets -------------------------------------------------------------------------------
+
+
+def test_everything_has_an_interval(cxrlt: Cxrlt, run: RunDir) -> None:
+    one = cxrlt("evaluate", run.path, "--resamples", 200, "--json").json["runs"][0]
+    assert set(one["intervals"]) == set(one["overall"])
+    assert {name: set(figures) for name, figures in one["group_intervals"].items()} == {
+        name: set(figures) - {"classes"} for name, figures in one["groups"].items()
+    }
+    first, absent = one["classes"][0], one["classes"][3]
+    for name in ("ap", "auroc", "f1", "precision", "recall", "f1_at_half", "brier", "slope", "intercept"):
+        low, high = first["intervals"][name]
+        assert low <= first[name] <= high
+    assert first["undefined_resamples"] == {}
+    assert absent["intervals"]["ap"] == [None, None]
+    assert absent["undefined_resamples"]["ap"] == 1
+    assert one["patients"] == 50
+
+
+def test_the_seed_decides_the_intervals_and_nothing_else(cxrlt: Cxrlt, run: RunDir) -> None:
+    first, again, other = (
+        cxrlt("evaluate", run.path, "--resamples", 50, "--seed", seed, "--json").json["runs"][0] for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first["overall"] == other["overall"]
+    assert first["intervals"]["macro_ap"] != other["intervals"]["macro_ap"]
+
+
+def test_no_resamples_mean_no_intervals(cxrlt: Cxrlt, run: RunDir, second: RunDir) -> None:
+    done = cxrlt("evaluate", run.path, second.path, "--resamples", 0, "--json").json
+    assert "intervals" not in done["runs"][0]
+    assert "intervals" not in done["runs"][0]["classes"][0]
+    assert done["comparisons"] == []
+    shown = cxrlt("evaluate", run.path, "--resamples", 0).out
+    assert "[" not in shown
+    assert "In brackets" not in shown
+
+
+def test_runs_are_compared_with_the_first_in_pairs(cxrlt: Cxrlt, run: RunDir, second: RunDir) -> None:
+    done = cxrlt("evaluate", run.path, second.path, "--resamples", 300, "--json").json
+    (compared,) = done["comparisons"]
+    assert (compared["run"], compared["minus"]) == (str(second.path), str(run.path))
+    values = [one["overall"]["macro_ap"] for one in done["runs"]]
+    found = compared["overall"]["macro_ap"]
+    assert found["value"] == pytest.approx(values[1] - values[0], abs=1e-12)
+    assert found["low"] < found["value"] < found["high"]
+    assert 1 / 301 <= found["p"] <= 1
+    assert 0 < found["detectable"] < 1
+    rows = {row["name"]: row["ap"] for row in compared["classes"]}
+    ps = sorted((row["p"], row["p_holm"]) for row in rows.values() if row["p"] is not None)
+    assert ps[0][1] == pytest.approx(min(1, 3 * ps[0][0]))  # three classes have positives
+    assert rows["hernia"] == dict.fromkeys(("value", "low", "high", "p", "detectable", "p_holm"))
+
+
+def test_a_run_and_its_copy_do_not_differ(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "copy")
+    (compared,) = cxrlt("evaluate", run.path, tmp_path / "copy", "--resamples", 100, "--json").json["comparisons"]
+    assert all(found["value"] == 0 and found["p"] == 1 for found in compared["overall"].values())
+
+
+def test_subsets_go_by_view_and_by_the_columns_of_the_source(cxrlt: Cxrlt, run: RunDir, prepared: Prepared) -> None:
+    one = cxrlt("evaluate", run.path, "--resamples", 20, "--json").json["runs"][0]
+    by_view = {part["value"]: part for part in one["subsets"] if part["by"] == "view"}
+    assert set(by_view) == {"AP", "PA"}
+    labels, logits, _ = truth(run, prepared)
+    chosen = prepared.frame["view"].iloc[prepared.rows("dev")].eq("PA").to_numpy(bool)
+    columns = [(labels[chosen, c], logits[chosen, c]) for c in range(4)]
+    aps = [reference.average_precision_score(y[y >= 0], s[y >= 0]) for y, s in columns if (y == 1).any()]
+    assert by_view["PA"]["images"] == chosen.sum() == 50
+    assert by_view["PA"]["overall"]["macro_ap"] == pytest.approx(np.mean(aps), abs=1e-12)
+    assert by_view["PA"]["intervals"]["macro_ap"][0] < np.mean(aps)
+
+
+def test_predictions_with_another_augmentation_are_scored(cxrlt: Cxrlt, run: RunDir, prepared: Prepared) -> None:
+    plain = cxrlt("evaluate", run.path, "--resamples", 0, "--json").json["runs"][0]["overall"]["macro_ap"]
+    kept = read_predictions(run.predictions("dev"))
+    write_predictions(run.predictions("dev", "flip"), replace(kept, logits=kept.logits[::-1].copy()))
+    flipped = cxrlt("evaluate", run.path, "--tta", "flip", "--resamples", 0, "--json").json["runs"][0]
+    assert flipped["overall"]["macro_ap"] != plain
+    assert cxrlt("evaluate", run.path, "--resamples", 0, "--json").json["runs"][0]["overall"]["macro_ap"] == plain
+
+
+def test_scored_carries_what_a_report_needs(run: RunDir, prepared: Prepared) -> None:
+    (scored,) = evaluated([run.path], Asked(), Settings(resamples=10))
+    labels, logits, posteriors = truth(run, prepared)
+    np.testing.assert_array_equal(scored.of.labels, labels)
+    np.testing.assert_array_equal(scored.of.scores, logits)
+    np.testing.assert_allclose(scored.of.uncalibrated, posteriors, atol=1e-12)
+    np.testing.assert_array_equal(scored.of.decisions, decided(run, prepared).decisions)
+    assert len(scored.of.image_id) == len(scored.of.view) == len(scored.of.patient_id) == 100
+    assert scored.replicates.resamples == 10
 
 
 # -- how it looks --------------------------------------------------------------------------------------------------
@@ -320,9 +434,20 @@ def test_runs_with_different_classes_leave_gaps(cxrlt: Cxrlt, run: RunDir, tmp_p
 def test_the_headline_says_what_was_evaluated_on_what(cxrlt: Cxrlt, run: RunDir) -> None:
     first, header, _, everything, *rest = cxrlt("evaluate").out.splitlines()
     assert first == f"{Path('runs/first')}, epoch 3, on dev of data: 100 images"
-    assert header.split()[-7:] == ["AUROC", "F1", "micro", "F1", "ECE", "class", "ECE"]
+    assert header.split() == ["training", "prevalence", "classes", "mAP", "chance", "AUROC", "F1"]
     assert everything.split()[:2] == ["all", "4"]
-    assert [line.split(",")[0] for line in rest[:3]] == ["head", "medium", "tail"]
+    assert [line.split(",")[0] for line in rest[:4]] == ["head", "medium", "tail", "rare"]
+    assert "In brackets: 95 % intervals from 1,000 resamples of 50 patients." in rest
+
+
+def test_a_figure_and_its_interval_share_a_cell(cxrlt: Cxrlt, run: RunDir) -> None:
+    one = cxrlt("evaluate", run.path, "--json").json["runs"][0]
+    line = next(line for line in cxrlt("evaluate", run.path).out.splitlines() if line.startswith("all "))
+    value, (low, high) = one["overall"]["macro_ap"], one["intervals"]["macro_ap"]
+    assert low < value < high
+    assert (
+        f" {value:.3f} [{low:.3f}-{high:.3f}] ".replace(" 0.", " .").replace("[0.", "[.").replace("-0.", "-.") in line
+    )
 
 
 def test_thirty_classes_fit_a_hundred_columns(tmp_path: Path) -> None:
@@ -332,10 +457,19 @@ def test_thirty_classes_fit_a_hundred_columns(tmp_path: Path) -> None:
     counts = {"positives": tuple(43585 // (c + 1) for c in range(30)), "negatives": (128815,) * 30}
     run = factories.make_run(tmp_path / "run", prepared, weights=False, **counts)
     factories.write_logits(run, prepared, "dev")
-    lines = on_a_terminal(["evaluate", str(run.path)], columns=100)
-    tables = [line for line in lines if line.startswith(("all ", "head,", "medium,", "tail,", "─", *CLASSES))]
-    assert len(tables) == 4 + 2 + 30  # no row is broken over lines
-    assert all(len(line) <= 100 for line in tables)
+    rows = ("all ", "head,", "medium,", "tail,", "rare,", "─", *CLASSES)
+    lines = on_a_terminal(["evaluate", str(run.path), "--resamples", "50"], columns=100)
+    tables = [line for line in lines if line.startswith(rows)]
+    subsets = [line for line in lines if line.startswith("view ")]
+    assert len(tables) == 5 + 5 + 30 + 4  # no row is broken over lines
+    assert len(subsets) == 2
+    assert all(len(line) <= 100 for line in tables + subsets)
+    other = factories.make_run(tmp_path / "a_longer_name", prepared, weights=False, **counts)
+    factories.write_logits(other, prepared, "dev", seed=2)
+    lines = on_a_terminal(["evaluate", str(run.path), str(other.path), "--resamples", "50"], columns=100)
+    compared = [line for line in lines if line.startswith((*CLASSES, "a_longer_name", "run "))]
+    assert len(compared) == 30 + 2 + 1 + 7
+    assert all(len(line) <= 100 for line in compared)
 
 
 def on_a_terminal(arguments: list[str], columns: int) -> list[str]:

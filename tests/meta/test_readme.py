@@ -196,7 +196,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Done]]:
 def outline(line: str, *, exact: bool) -> str:
     """A printed line without the width of its columns; unless ``exact``, without its numbers too."""
     line = re.sub(r"─+", "─", " ".join(line.split()))
-    return line if exact else re.sub(r"[-+]?\d[\d,.]*(e[-+]\d+)?( epoch(?!s))?", _number, line)
+    return line if exact else re.sub(r"[-+]?(?:\d[\d,.]*|\.\d+)(e[-+]\d+)?( epoch(?!s))?", _number, line)
 
 
 def _number(found: re.Match[str]) -> str:

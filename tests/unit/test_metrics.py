@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
@@ -29,6 +30,7 @@ from cxrlt_cli.metrics import (
     evaluate,
     flat_ece,
     group_of,
+    recalibration,
 )
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -194,6 +196,54 @@ def test_calibration_without_known_labels_is_undefined() -> None:
     assert math.isnan(flat_ece(labels[:, :1], posteriors[:, :1]))
 
 
+def test_recalibration_agrees_with_sklearn() -> None:
+    labels, scores = draw(2000, 11)
+    posteriors = 1 / (1 + np.exp(0.7 - 1.6 * scores))
+    slopes, intercepts = recalibration(labels, posteriors)
+    for c in range(6):
+        known = labels[:, c] >= 0
+        fit = LogisticRegression(C=np.inf, tol=1e-12, max_iter=10_000)
+        fit.fit((1.6 * scores[known, c] - 0.7)[:, None], labels[known, c])
+        assert slopes[c] == pytest.approx(fit.coef_[0, 0], abs=1e-5)
+        assert intercepts[c] == pytest.approx(fit.intercept_[0], abs=1e-5)
+
+
+def test_recalibration_of_calibrated_posteriors_is_the_identity() -> None:
+    rng = np.random.default_rng(12)
+    log_odds = rng.normal(-1, 2, (40_000, 2))
+    labels = (rng.random(log_odds.shape) < 1 / (1 + np.exp(-log_odds))).astype(np.int8)
+    slopes, intercepts = recalibration(labels, 1 / (1 + np.exp(-log_odds)))
+    np.testing.assert_allclose(slopes, 1, atol=0.05)
+    np.testing.assert_allclose(intercepts, 0, atol=0.05)
+    halved, shifted = recalibration(labels, 1 / (1 + np.exp(-(2 * log_odds + 3))))
+    np.testing.assert_allclose(halved, slopes / 2, atol=1e-6)  # the same line in other units
+    np.testing.assert_allclose(shifted, intercepts - 1.5 * slopes, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "posteriors"),
+    [
+        ([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]),  # separated
+        ([1, 1, 0, 0], [0.1, 0.2, 0.8, 0.9]),  # separated the wrong way round
+        ([0, 0, 1, 1], [0.1, 0.5, 0.5, 0.9]),  # but for a tie
+        ([0, 1, 0, 1], [0.3, 0.3, 0.3, 0.3]),  # all equal
+        ([0, 0, 0, -1], [0.1, 0.2, 0.8, 0.9]),  # no positive
+        ([1, 1, -1, 1], [0.1, 0.2, 0.8, 0.9]),  # no negative
+        ([-1, -1, -1, -1], [0.1, 0.2, 0.8, 0.9]),
+    ],
+)
+def test_recalibration_without_a_finite_line_is_undefined(labels: list[int], posteriors: list[float]) -> None:
+    slope, intercept = recalibration(np.array(labels, np.int8)[:, None], np.array(posteriors)[:, None])
+    assert math.isnan(slope[0])
+    assert math.isnan(intercept[0])
+
+
+def test_recalibration_stands_posteriors_of_0_and_1() -> None:
+    labels = np.array([0, 1, 0, 1, 1, 0], np.int8)[:, None]
+    slope, intercept = recalibration(labels, np.array([0.0, 1.0, 1.0, 0.0, 1.0, 0.3])[:, None])
+    assert np.isfinite([slope, intercept]).all()
+
+
 # the whole evaluation -------------------------------------------------------------------------------------------------
 
 NAMES = ("Effusion", "Mass", "Hernia", "Azygos lobe")
@@ -264,6 +314,27 @@ def test_groups_go_by_training_prevalence() -> None:
     assert [result.counts[name] for name in ("head", "medium", "tail")] == [1, 1, 2]
     assert result.groups["tail"]["macro_ap"] == result.per_class["ap"][2]
     assert result.groups["head"]["chance_ap"] == pytest.approx((labels[:, 0] == 1).sum() / (labels[:, 0] >= 0).sum())
+
+
+def test_rare_classes_are_a_group_besides() -> None:
+    labels, scores, posteriors = table()
+    positives = (labels == 1).sum(axis=0)
+    assert ((positives < 20) == [False, False, True, True]).all()
+    result = evaluate(labels, scores, posteriors, NAMES, PREVALENCE)
+    assert result.counts == {"head": 1, "medium": 1, "tail": 2, "rare": 2}
+    assert result.groups["rare"] == result.groups["tail"]
+
+
+def test_given_decisions_are_judged_and_those_at_half_stand_beside() -> None:
+    labels, scores, posteriors = table()
+    decisions = posteriors >= 0.3
+    result = evaluate(labels, scores, posteriors, NAMES, PREVALENCE, decisions=decisions)
+    np.testing.assert_array_equal(result.per_class["f1"], confusion(labels, decisions).f1)
+    np.testing.assert_array_equal(result.per_class["f1_at_half"], confusion(labels, posteriors >= 0.5).f1)
+    assert result.overall["micro_f1"] == confusion(labels, decisions).micro_f1
+    assert result.overall["micro_f1_at_half"] == confusion(labels, posteriors >= 0.5).micro_f1
+    plain = evaluate(labels, scores, posteriors, NAMES, PREVALENCE)
+    assert plain.overall["macro_f1"] == plain.overall["macro_f1_at_half"]
 
 
 def test_empty_group_and_no_images_are_undefined_not_errors() -> None:
