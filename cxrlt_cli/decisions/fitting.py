@@ -1,39 +1,24 @@
-"""Decisions: calibration and thresholds of a model together, fitted, cross-fitted by patient, stored by class name.
-
-``fit_decisions`` learns them from one set of images, usually dev. Judged on that same set they flatter themselves, so
-there ``cross_fitted`` is asked instead: each patient is judged by what the other patients taught.
-
-**Another prevalence.** Posteriors hold for the share of positives they were calibrated on. Where only that share
-changes, and not what a finding looks like, the log-odds move by ``logit(new) - logit(old)``. A prevalence that is not
-known can be estimated from the posteriors of the images at hand (Saerens, Latinne and Decaestecker 2002: EM).
-"""
+"""Fitting calibration and thresholds, and judging patients by what the others taught."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli import thresholds as rules
-from cxrlt_cli.artifacts import replacing
 from cxrlt_cli.calibration import Calibration, fit_calibration
 from cxrlt_cli.contracts import UNKNOWN
-from cxrlt_cli.errors import DataError, RunError
+from cxrlt_cli.decisions.folds import Labels, patient_codes, patient_folds
 from cxrlt_cli.logistic import Array, logit, sigmoid
 
-Labels = npt.NDArray[np.int8]
 Decided = npt.NDArray[np.bool_]
 
-FORMAT = 1
 #: Bins that keep the distribution of a class's posteriors.
 SKETCH = 256
-#: Fewest images from which a prevalence is estimated.
-ENOUGH_TO_ESTIMATE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,181 +262,3 @@ def cross_fitted(
         result.posteriors[own] = fitted.calibrated(u[own])
         result.decisions[own] = fitted.decide(result.posteriors[own])
     return result
-
-
-def patient_codes(patients: Sequence[str]) -> npt.NDArray[np.int64]:
-    """(N,) a number for each patient; images without an identifier are patients of their own."""
-    named = [name or f"\0{row}" for row, name in enumerate(patients)]
-    return np.unique(np.array(named, dtype=str), return_inverse=True)[1].astype(np.int64)
-
-
-def patient_folds(labels: Labels, patients: Sequence[str], folds: int = 5, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Deal whole patients to folds so that the positives of every finding are spread evenly. Pure in its arguments.
-
-    Patients come in the order of their rarity (the sum over findings of their share of all positives), equal ones at
-    random; each goes to the fold that has least of what the patient has, rare findings counting more, then to the
-    smallest.
-
-    Args:
-        labels: (N, C) of 1, 0 and -1.
-        patients: N identifiers.
-        folds: at least 2; fewer are made where there are fewer patients.
-        seed: decides between patients of equal rarity.
-
-    Returns:
-        (N,) the fold of every image, from 0.
-
-    Raises:
-        DataError: there is one patient only.
-    """
-    code = patient_codes(patients)
-    count = int(code.max(initial=-1)) + 1
-    if count < 2:
-        raise DataError(
-            "decisions cannot be cross-fitted on images of one patient", cure="Give labelled images of more patients."
-        )
-    have = np.zeros((count, labels.shape[1]))
-    np.add.at(have, code, labels == 1)
-    have /= np.maximum(have.sum(axis=0), 1)
-    images = np.bincount(code) / len(code)
-    shuffled = np.random.default_rng(seed).permutation(count)
-    order = shuffled[np.lexsort((-images[shuffled], -have[shuffled].sum(axis=1).round(12)))]
-    fold, load, size = np.zeros(count, np.int64), np.zeros((min(folds, count), labels.shape[1])), np.zeros(folds)
-    size = size[: len(load)]
-    for patient in order.tolist():
-        crowd = (load @ have[patient]).round(12)
-        best = int(np.lexsort((size, crowd))[0])
-        fold[patient] = best
-        load[best] += have[patient]
-        size[best] += images[patient]
-    return fold[code]
-
-
-# -- another prevalence --------------------------------------------------------------------------------------------
-
-
-def estimate_prevalence(log_odds: npt.ArrayLike, prevalence: npt.ArrayLike, strength: float = 1.0) -> Array:
-    """The prevalence among these images, from their posteriors: EM for each class (Saerens et al. 2002).
-
-    The posteriors are moved to the present estimate, and their mean is the next one. With few images or rare findings
-    that runs to 0 or far away, so the old prevalence has a say: as much as images with ``strength`` positives among
-    them (the mode under a beta prior).
-
-    Args:
-        log_odds: (N, C) calibrated log-odds.
-        prevalence: (C,) in (0, 1), the one they hold for.
-        strength: > 0, positives the old prevalence is worth.
-
-    Returns:
-        (C,) in (0, 1).
-
-    Raises:
-        DataError: there are fewer than ``ENOUGH_TO_ESTIMATE`` images.
-    """
-    v, old = np.asarray(log_odds, dtype=np.float64), np.asarray(prevalence, dtype=np.float64)
-    check_enough(len(v))
-    share, before = old, np.zeros_like(old)
-    worth = strength / old
-    for _ in range(1000):
-        if np.abs(logit(share) - before).max(initial=0) < 1e-6:
-            break
-        before = logit(share)
-        moved = sigmoid(v + before - logit(old))
-        share = (moved.sum(axis=0) + strength) / (len(v) + worth)
-    return share
-
-
-def check_enough(images: int) -> None:
-    """Make sure that a prevalence can be estimated from so many images.
-
-    Raises:
-        DataError: there are fewer than ``ENOUGH_TO_ESTIMATE``.
-    """
-    if images < ENOUGH_TO_ESTIMATE:
-        raise DataError(
-            f"{images} images are too few to estimate how frequent findings are among them; it takes "
-            f"{ENOUGH_TO_ESTIMATE}",
-            cure="State the prevalence, as in --target-prevalence CLASS=0.05, or give more images.",
-        )
-
-
-# -- the file ------------------------------------------------------------------------------------------------------
-
-
-def write_decisions(path: Path, decisions: Decisions) -> None:
-    """Write tensors ``map/CLASS``, ``sketch/CLASS`` and ``steps/CLASS``, and one metadata entry ``decisions``."""
-    from safetensors.numpy import save_file
-
-    own = decisions.calibration
-    tensors: dict[str, Array] = {}
-    for c, name in enumerate(decisions.classes):
-        numbers = (*own.slopes[c], own.intercepts[c], decisions.thresholds[c], decisions.prevalence[c])
-        tensors[f"map/{name}"] = np.array([*numbers, decisions.shift[c]], np.float64)
-        tensors[f"sketch/{name}"] = np.ascontiguousarray(decisions.sketch[c])
-        if c in own.steps:
-            tensors[f"steps/{name}"] = np.ascontiguousarray(own.steps[c])
-    columns = {"used": own.used, **{key: getattr(decisions, key) for key in _COUNTS}}
-    about = {
-        "format": FORMAT,
-        "calibration": own.method,
-        "threshold": decisions.rule,
-        "classes": [
-            {"name": name, **{key: values[c] for key, values in columns.items()}}
-            for c, name in enumerate(decisions.classes)
-        ],
-        "provenance": dict(decisions.provenance),
-    }
-    with replacing(path) as part:
-        save_file(tensors, part, metadata={"decisions": json.dumps(about, ensure_ascii=False, sort_keys=True)})
-
-
-_COUNTS = ("set_by", "positives", "negatives", "patients")
-
-
-def read_decisions(path: Path) -> Decisions:
-    """Read what ``write_decisions`` wrote.
-
-    Raises:
-        RunError: the file is missing, damaged, of another program, or of a newer format.
-    """
-    import safetensors
-
-    cure = "Make it again with `cxrlt decide RUN`."
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})["decisions"])
-            if about["format"] > FORMAT:
-                raise RunError(
-                    f"has format {about['format']}, this cxrlt reads up to {FORMAT}",
-                    where=str(path),
-                    cure="Install a newer cxrlt.",
-                )
-            return _parsed(about, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
-    except FileNotFoundError:
-        raise RunError("there are no decisions", where=str(path), cure=cure) from None
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise RunError(f"is not a readable file of decisions: {error}", where=str(path), cure=cure) from error
-
-
-def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Array]) -> Decisions:
-    rows = about["classes"]
-    names = tuple(str(row["name"]) for row in rows)
-    numbers = np.array([tensors[f"map/{name}"] for name in names]).reshape(-1, 6)
-    if not np.isfinite(numbers).all():
-        raise ValueError("a number in it is not finite")
-    steps = {c: tensors[f"steps/{name}"] for c, name in enumerate(names) if f"steps/{name}" in tensors}
-    used = tuple(str(row["used"]) for row in rows)
-    return Decisions(
-        classes=names,
-        calibration=Calibration(str(about["calibration"]), used, numbers[:, :2], numbers[:, 2], steps),
-        rule=str(about["threshold"]),
-        thresholds=numbers[:, 3],
-        prevalence=numbers[:, 4],
-        shift=numbers[:, 5],
-        sketch=tuple(tensors[f"sketch/{name}"] for name in names),
-        provenance=about["provenance"],
-        set_by=tuple(str(row["set_by"]) for row in rows),
-        positives=tuple(int(row["positives"]) for row in rows),
-        negatives=tuple(int(row["negatives"]) for row in rows),
-        patients=tuple(int(row["patients"]) for row in rows),
-    )

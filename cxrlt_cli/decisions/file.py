@@ -1,0 +1,97 @@
+"""``decisions.safetensors``: decisions by class name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxrlt_cli.artifacts import replacing
+from cxrlt_cli.calibration import Calibration
+from cxrlt_cli.decisions.fitting import Decisions
+from cxrlt_cli.errors import RunError
+from cxrlt_cli.logistic import Array
+
+FORMAT = 1
+
+
+def write_decisions(path: Path, decisions: Decisions) -> None:
+    """Write tensors ``map/CLASS``, ``sketch/CLASS`` and ``steps/CLASS``, and one metadata entry ``decisions``."""
+    from safetensors.numpy import save_file
+
+    own = decisions.calibration
+    tensors: dict[str, Array] = {}
+    for c, name in enumerate(decisions.classes):
+        numbers = (*own.slopes[c], own.intercepts[c], decisions.thresholds[c], decisions.prevalence[c])
+        tensors[f"map/{name}"] = np.array([*numbers, decisions.shift[c]], np.float64)
+        tensors[f"sketch/{name}"] = np.ascontiguousarray(decisions.sketch[c])
+        if c in own.steps:
+            tensors[f"steps/{name}"] = np.ascontiguousarray(own.steps[c])
+    columns = {"used": own.used, **{key: getattr(decisions, key) for key in _COUNTS}}
+    about = {
+        "format": FORMAT,
+        "calibration": own.method,
+        "threshold": decisions.rule,
+        "classes": [
+            {"name": name, **{key: values[c] for key, values in columns.items()}}
+            for c, name in enumerate(decisions.classes)
+        ],
+        "provenance": dict(decisions.provenance),
+    }
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"decisions": json.dumps(about, ensure_ascii=False, sort_keys=True)})
+
+
+_COUNTS = ("set_by", "positives", "negatives", "patients")
+
+
+def read_decisions(path: Path) -> Decisions:
+    """Read what ``write_decisions`` wrote.
+
+    Raises:
+        RunError: the file is missing, damaged, of another program, or of a newer format.
+    """
+    import safetensors
+
+    cure = "Make it again with `cxrlt decide RUN`."
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {})["decisions"])
+            if about["format"] > FORMAT:
+                raise RunError(
+                    f"has format {about['format']}, this cxrlt reads up to {FORMAT}",
+                    where=str(path),
+                    cure="Install a newer cxrlt.",
+                )
+            return _parsed(about, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
+    except FileNotFoundError:
+        raise RunError("there are no decisions", where=str(path), cure=cure) from None
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise RunError(f"is not a readable file of decisions: {error}", where=str(path), cure=cure) from error
+
+
+def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Array]) -> Decisions:
+    rows = about["classes"]
+    names = tuple(str(row["name"]) for row in rows)
+    numbers = np.array([tensors[f"map/{name}"] for name in names]).reshape(-1, 6)
+    if not np.isfinite(numbers).all():
+        raise ValueError("a number in it is not finite")
+    steps = {c: tensors[f"steps/{name}"] for c, name in enumerate(names) if f"steps/{name}" in tensors}
+    used = tuple(str(row["used"]) for row in rows)
+    return Decisions(
+        classes=names,
+        calibration=Calibration(str(about["calibration"]), used, numbers[:, :2], numbers[:, 2], steps),
+        rule=str(about["threshold"]),
+        thresholds=numbers[:, 3],
+        prevalence=numbers[:, 4],
+        shift=numbers[:, 5],
+        sketch=tuple(tensors[f"sketch/{name}"] for name in names),
+        provenance=about["provenance"],
+        set_by=tuple(str(row["set_by"]) for row in rows),
+        positives=tuple(int(row["positives"]) for row in rows),
+        negatives=tuple(int(row["negatives"]) for row in rows),
+        patients=tuple(int(row["patients"]) for row in rows),
+    )
