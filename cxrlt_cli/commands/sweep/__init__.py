@@ -87,7 +87,7 @@ def _closing(plan: Plan, ended: Mapping[str, Ended], form: str, emit: Emit) -> R
         emit(Notice(f"left out of the table, as not all of their runs are finished: {', '.join(broken)}", "warning"))
     scored = score_rows(plan, whole, emit)
     files = write_tables(plan.out, scored)
-    blocks: tuple[Table | str, ...] = as_blocks(scored) if form == "text" else (as_text(scored, form),)
+    blocks: tuple[Table | str, ...] = as_blocks(scored) if form == "text" else (as_text(scored, form).rstrip("\n"),)
     if form == "text":
         blocks += (Table(("wrote", ""), tuple((path.suffix[1:], str(path)) for path in files)),)
     return Result({**scored.to_json(), "files": files, "unfinished": broken}, blocks, code)
