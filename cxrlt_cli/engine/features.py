@@ -244,9 +244,11 @@ def _begun(place: Path, shape: tuple[int, ...], wanted: Wanted) -> tuple[Feature
     """The unfinished file, and how many of its rows are safe; a new one where there is none that can be continued."""
     part, dtype = place / PART, np.dtype(wanted.dtype)
     try:
+        size = part.stat().st_size  # opening lengthens a short file
         array = np.lib.format.open_memmap(part, mode="r+")
         done = int(read_json(place / DONE)["done"])
-        if array.shape == shape and array.dtype == dtype and 0 <= done <= len(array):
+        whole = array.shape == shape and array.dtype == dtype and size == cast("np.memmap[Any, Any]", array).offset + array.nbytes
+        if whole and 0 <= done <= len(array):
             return array, done
     except (OSError, ValueError, KeyError, TypeError, RunError):
         pass  # torn: begin again
