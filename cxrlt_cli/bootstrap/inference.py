@@ -14,7 +14,8 @@ Array = npt.NDArray[np.float64]
 #: Standard errors between no difference and one found with 80 % power by a two-sided test at 5 %: 1.960 + 0.842.
 POWER = 2.8016
 _ERRORS = frozenset({"ece", "macro_ece"})
-_RANKING = frozenset({"ap", "auroc", "macro_ap", "macro_auroc"})
+_SHARES = ("ap", "auroc", "f1", "precision", "recall", "f1_at_half")
+_ON_LOGIT_SCALE = frozenset({*_SHARES, *(f"macro_{name}" for name in _SHARES)})
 
 
 def interval(replicates: npt.ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
@@ -75,12 +76,12 @@ def on_logit_scale(point: npt.ArrayLike, replicates: npt.ArrayLike, level: float
 def interval_of(name: str, point: npt.ArrayLike, replicates: npt.ArrayLike, level: float = 0.95) -> tuple[Any, Any]:
     """The interval of a figure by its name.
 
-    ``reflected`` for calibration errors, ``on_logit_scale`` for AP and AUROC and their averages, and the percentile
-    ``interval`` for all else.
+    ``reflected`` for calibration errors, ``on_logit_scale`` for AP, AUROC, F1, precision and recall and their averages
+    (which move in a resample that leaves a class out), and the percentile ``interval`` for all else.
     """
     if name in _ERRORS:
         return reflected(point, replicates, level)
-    if name in _RANKING:
+    if name in _ON_LOGIT_SCALE:
         return on_logit_scale(point, replicates, level)
     return interval(replicates, level)
 

