@@ -247,7 +247,8 @@ def _begun(place: Path, shape: tuple[int, ...], wanted: Wanted) -> tuple[Feature
         size = part.stat().st_size  # opening lengthens a short file
         array = np.lib.format.open_memmap(part, mode="r+")
         done = int(read_json(place / DONE)["done"])
-        whole = array.shape == shape and array.dtype == dtype and size == cast("np.memmap[Any, Any]", array).offset + array.nbytes
+        ends = cast("np.memmap[Any, Any]", array).offset + array.nbytes
+        whole = array.shape == shape and array.dtype == dtype and size == ends
         if whole and 0 <= done <= len(array):
             return array, done
     except (OSError, ValueError, KeyError, TypeError, RunError):

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,8 +21,10 @@ from cxrlt_cli.commands.run_directory import MAY_DIFFER
 from cxrlt_cli.data.manifest import COLUMNS, load_prepared
 from cxrlt_cli.metrics import evaluate
 from cxrlt_cli.recipe.nodes import scalar
+from cxrlt_cli.recipe.retrain import Method, Retrain
 from cxrlt_cli.recipe.schema import PluginRef, Recipe
 from cxrlt_cli.recipe.sections import keys_of
+from cxrlt_cli.recipe.sweep import Row, Sweep
 from cxrlt_cli.registry import available, options_of
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/reference.md").read_text(encoding="utf-8")
@@ -153,6 +155,35 @@ def test_the_default_of_a_recipe_key(key: str, default: Any) -> None:
         assert [scalar(item.strip()) for item in shown.strip("[]").split(",")] == default
     else:
         assert scalar(shown) == default
+
+
+def head_rows() -> dict[str, str]:
+    return {row[0].strip("`"): row[2].strip("`") for row in rows(section("Head recipe keys")) if row[1] not in METHODS}
+
+
+#: What the second column of the table of methods begins with is prose; its rows are told by their first cell.
+METHODS = {row[1] for row in rows(section("Head recipe keys")) if row[0].strip("`") in get_args(Method)}
+
+
+def test_every_head_recipe_key_is_there() -> None:
+    assert set(head_rows()) == {key for key, _ in keys(Retrain)} | {"extends"}
+    assert len(METHODS) == len(get_args(Method))
+
+
+@pytest.mark.parametrize(("key", "default"), [pair for pair in keys(Retrain) if pair[0] not in {"name", "about"}])
+def test_the_default_of_a_head_recipe_key(key: str, default: Any) -> None:
+    shown = head_rows()[key]
+    if isinstance(default, list):
+        assert [scalar(item.strip()) for item in shown.strip("[]").split(",")] == default
+    else:
+        assert shown == "required" if default is ... else scalar(shown) == default
+
+
+def test_every_sweep_key_is_there() -> None:
+    shown = {row[0].strip("`"): row[1].strip("`") for row in rows(section("Sweep keys"))}
+    assert set(shown) == set(Sweep.model_fields) | {f"rows.{name}" for name in Row.model_fields}
+    for key, value in {"seeds": "[0]", "split": "dev", "resamples": "1000"}.items():
+        assert (shown[key], str(Sweep.model_fields[key].default)) == (value, value)
 
 
 def plugin_rows() -> dict[tuple[str, str], dict[str, str]]:
