@@ -40,7 +40,7 @@ def json_schema(form: Form[Any] = TRAIN, *, options: bool = False) -> dict[str, 
         options: also the options of every plugin, with types and defaults; that imports the plugins. One that cannot
             be imported keeps its name, without options.
     """
-    schema = form.model.model_json_schema()
+    schema: dict[str, Any] = form.model.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = f"cxrlt: {form.noun}"
     schema["properties"]["extends"] = {

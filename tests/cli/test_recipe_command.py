@@ -91,3 +91,39 @@ def test_validate_of_plugin_problems_alone_is_4(cxrlt: Any) -> None:
 
 def test_schema_is_the_same_in_both_forms(cxrlt: Any) -> None:
     assert cxrlt("recipe", "schema").json == cxrlt("recipe", "schema", "--json").json
+
+
+def test_list_tells_kinds_apart(cxrlt: Any) -> None:
+    kinds = {each["name"]: each["kind"] for each in cxrlt("recipe", "list", "--json").json["recipes"]}
+    assert (kinds["demo_phantom"], kinds["heads/crt"], kinds["ablation/phantom"]) == ("train", "head", "sweep")
+    only = cxrlt("recipe", "list", "--kind", "head", "--json").json["recipes"]
+    assert {each["kind"] for each in only} == {"head"}
+
+
+def test_an_unknown_kind(cxrlt: Any) -> None:
+    done = cxrlt("recipe", "list", "--kind", "heads")
+    assert done.code == 2
+    assert "Did you mean 'head'?" in done.err
+
+
+def test_the_schema_of_each_kind(cxrlt: Any) -> None:
+    sweep = cxrlt("recipe", "schema", "--kind", "sweep").json
+    assert "axes" in sweep["properties"]
+    head = cxrlt("recipe", "schema", "--kind", "head").json
+    assert {"required": ["method"]} in head["anyOf"]
+
+
+def test_the_schema_may_carry_the_options_of_plugins(cxrlt: Any) -> None:
+    branches = cxrlt("recipe", "schema", "--options").json["properties"]["loss"]["anyOf"]
+    (ldam,) = [b for b in branches if b.get("properties", {}).get("name") == {"const": "ldam"}]
+    assert ldam["properties"]["scale"]["default"] == 30.0
+    assert "factor" in ldam["properties"]["scale"]["description"]
+    assert ldam["additionalProperties"] is False
+
+
+def test_validate_checks_the_rows_of_a_sweep(cxrlt: Any) -> None:
+    Path("base.yaml").write_text(GOOD)
+    Path("table.yaml").write_text("base: base.yaml\nrows: [{name: a, set: {optm.lr: 1}}]\n")
+    done = cxrlt("recipe", "validate", "table.yaml")
+    assert done.code == 2
+    assert "table.yaml:2:24: unknown key 'optm'" in done.err

@@ -6,6 +6,7 @@ decided in ``schedule.py``, where it runs is the business of the operating syste
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -78,7 +79,8 @@ class Engine(Protocol):
         slots: how many commands are started at a time.
     """
 
-    slots: int
+    @property
+    def slots(self) -> int: ...
 
     def start(self, command: Command, slot: int) -> Handle:
         """Start a command in a free slot, 0 to ``slots - 1``."""
@@ -312,7 +314,7 @@ def _joined(values: dict[str, Any]) -> dict[str, Any]:
         raise _not_installed("ray") from error
     address = values.pop("address", None)
     if not ray.is_initialized():
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     return {"num_cpus": 1, **values}
 
 
