@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.bootstrap import Difference, Replicates, holm, interval, paired, replicates
+from cxrlt_cli.bootstrap import Difference, Replicates, holm, interval_of, paired, replicates
 from cxrlt_cli.commands.evaluate.of_run import Asked, predicted
 from cxrlt_cli.commands.evaluate.scored import Predicted
 from cxrlt_cli.commands.opening import open_run
@@ -255,6 +255,6 @@ def _differences(one: _Measured, against: _Measured | None) -> dict[str, Differe
 
 
 def _value(one: _Measured, name: str) -> Value:
-    low, high = interval(one.reps[name])
     points = one.points[name]
+    low, high = interval_of(FIGURES[name][1], _mean(points), one.reps[name])
     return Value(float(_mean(points)), float(low), float(high), _sd(points), tuple(points.tolist()))
