@@ -39,7 +39,9 @@ def test_a_row_is_the_mean_over_seeds_with_its_interval() -> None:
     value = row.values["macro_ap"]
     assert (value.mean, value.each) == (pytest.approx(0.3), (0.2, 0.4))
     assert value.sd == pytest.approx(math.sqrt(2) / 10)  # |0.2 - 0.4| / sqrt(2)
-    assert (value.low, value.high) == (pytest.approx(0.11), pytest.approx(0.49))  # 2.5 and 97.5 % between five values
+    reach = 1.959964 * math.sqrt(0.025) / (0.3 * 0.7)  # the replicates' s.d. is sqrt(0.025); on the logit scale
+    ends = [1 / (1 + math.exp(math.log(0.7 / 0.3) - side * reach)) for side in (-1, 1)]
+    assert (value.low, value.high) == (pytest.approx(ends[0], abs=1e-6), pytest.approx(ends[1], abs=1e-6))
     assert row.differences is None
 
 
