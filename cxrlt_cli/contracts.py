@@ -132,7 +132,9 @@ class Backbone(Protocol):
     """A feature extractor; in practice an ``nn.Module``.
 
     A backbone may offer ``layer_of(name: str) -> int`` and ``depth: int`` (0 is nearest the image, ``depth - 1`` the
-    last block); without them a recipe's layer-wise learning-rate decay is refused.
+    last block); without them a recipe's layer-wise learning-rate decay is refused. And ``pool(channels) -> features``,
+    from a map of ``feature_map`` to what a call gives; without it, heat maps take the mean over places, and are refused
+    where that is not what a call gives.
     """
 
     width: int

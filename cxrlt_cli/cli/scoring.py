@@ -46,6 +46,14 @@ def evaluate(
     train_labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The training label table, for head, medium and tail.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the HTML report goes; one run keeps its own."),
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
+    heatmaps: Annotated[
+        bool, typer.Option("--heatmaps", help="Show in the report what spoke for wrong decisions (Grad-CAM).")
+    ] = False,
 ) -> Result:
     """Score runs, or predictions of any program.
 
@@ -54,12 +62,21 @@ def evaluate(
     """
     from cxrlt_cli.commands import evaluate as command
 
+    wanted = command.Wanted(report, no_report, heatmaps)
     if predictions is None and labels is None and train_labels is None:
         return command.run(
-            runs or [], split=split, absent=absent, resamples=resamples, seed=seed, tta=tta, data=data, emit=emit
+            runs or [],
+            split=split,
+            absent=absent,
+            resamples=resamples,
+            seed=seed,
+            tta=tta,
+            data=data,
+            report=wanted,
+            emit=emit,
         )
     files = command.files_of(predictions, labels, train_labels, runs or [])
-    return command.run_files(files, absent=absent, resamples=resamples, seed=seed, emit=emit)
+    return command.run_files(files, absent=absent, resamples=resamples, seed=seed, report=wanted, emit=emit)
 
 
 def predict(

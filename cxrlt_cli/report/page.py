@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import math
 from functools import lru_cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +21,7 @@ def page(template: str, **values: Any) -> str:
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("cxrlt_cli.report", "templates"),
@@ -27,4 +32,15 @@ def _environment() -> Environment:
     )
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["percent"] = lambda value, digits=1: f"{value:.{digits}%}"
+    environment.filters["figure"] = figure
+    environment.filters["signed"] = lambda value, digits=3: figure(value, digits, "+")
+    script = files("cxrlt_cli.report").joinpath("templates/sort.js").read_text(encoding="utf-8")
+    # the browser runs no script but the one with this digest, whatever else a page may contain
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals.update(sort_script=Markup(script), sort_digest=digest)
     return environment
+
+
+def figure(value: float, digits: int = 3, sign: str = "") -> str:
+    """A figure with three digits after the point; a dash where it is undefined."""
+    return "\u2013" if math.isnan(value) else f"{value:{sign}.{digits}f}".replace("-", "\u2212")

@@ -88,17 +88,29 @@ def _log_ticks(largest: float) -> list[float]:
     return [10.0**power for power in range(max(1, math.floor(math.log10(max(largest, 1))) + 1))]
 
 
-def heat_map(names: Sequence[str], shares: Sequence[Sequence[float]], *, title: str) -> str:
-    """A square of shares in [0, 1], its rows named and numbered, its columns numbered.
+def heat_map(
+    names: Sequence[str],
+    shares: Sequence[Sequence[float]],
+    *,
+    title: str,
+    rows: Sequence[str] | None = None,
+    notes: Sequence[str] | None = None,
+) -> str:
+    """A map of shares in [0, 1], its rows named and numbered, its columns numbered.
 
     Args:
-        names: of rows and columns.
+        names: of columns, and of rows.
         shares: one row of cells a name; nan draws nothing.
         title: read out in place of the drawing.
+        rows: names of the rows, where they are only some of ``names``.
+        notes: a further word for each row.
     """
-    labels = [
-        f'<text x="100%" y="{_HEAD + row * _CELL + 12}" text-anchor="end">{escape(name)} {row + 1}</text>'
-        for row, name in enumerate(names)
+    number = {name: place + 1 for place, name in enumerate(names)}
+    notes = [f" ({note})" for note in notes] if notes is not None else [""] * len(shares)
+    labels = [f"{name}{note} {number[name]}" for name, note in zip(rows or names, notes, strict=True)]
+    texts = [
+        f'<text x="100%" y="{_HEAD + row * _CELL + 12}" text-anchor="end">{escape(label)}</text>'
+        for row, label in enumerate(labels)
     ]
     width = 100 / len(names)
     cells = [
@@ -107,19 +119,18 @@ def heat_map(names: Sequence[str], shares: Sequence[Sequence[float]], *, title: 
     ]
     for row, values in enumerate(shares):
         known = [(column, value) for column, value in enumerate(values) if not math.isnan(value)]
-        cells.extend(_cell(row, column, value, names) for column, value in known)
-    total, margin = _HEAD + len(names) * _CELL, 16 + 7 * max(len(name) + 3 for name in names)
+        cells.extend(_cell(row, column, value, ((rows or names)[row], names[column]), width) for column, value in known)
+    total, margin = _HEAD + len(labels) * _CELL, 16 + 7 * max(map(len, labels), default=0)
     style = f"grid-template-columns: {margin}px 1fr; min-width: {margin + 14 * len(names)}px"
-    return f'<div class="map" style="{style}">{_svg("", total, labels)}{_svg(title, total, cells)}</div>'
+    return f'<div class="map" style="{style}">{_svg("", total, texts)}{_svg(title, total, cells)}</div>'
 
 
-def _cell(row: int, column: int, value: float, names: Sequence[str]) -> str:
-    width = 100 / len(names)
-    kind, strength = ("diagonal", 1.0) if row == column else ("heat", math.sqrt(value))
+def _cell(row: int, column: int, value: float, pair: tuple[str, str], width: float) -> str:
+    kind, strength = ("diagonal", 1.0) if pair[0] == pair[1] else ("heat", math.sqrt(value))
     return (
         f'<rect class="{kind}" x="{column * width:.2f}%" y="{_HEAD + row * _CELL}" width="{width * 0.92:.2f}%" '
         f'height="{_CELL - 1}" fill-opacity="{strength:.2f}">'
-        f"<title>{escape(names[row])} \u2192 {escape(names[column])}: {value:.1%}</title></rect>"
+        f"<title>{escape(pair[0])} \u2192 {escape(pair[1])}: {value:.1%}</title></rect>"
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cxrlt_cli.commands.evaluate.compare import comparisons, same_images
+from cxrlt_cli.commands.evaluate import html
+from cxrlt_cli.commands.evaluate.compare import Comparison, comparisons, same_images
 from cxrlt_cli.commands.evaluate.data import everything
 from cxrlt_cli.commands.evaluate.foreign import Files, read_files
+from cxrlt_cli.commands.evaluate.html import Wanted
 from cxrlt_cli.commands.evaluate.of_run import Asked, predicted
 from cxrlt_cli.commands.evaluate.scored import Predicted, Scored, Settings, score
 from cxrlt_cli.commands.evaluate.show import blocks
@@ -16,7 +18,7 @@ from cxrlt_cli.errors import UsageError
 from cxrlt_cli.events import Emit, Notice, Result, silent
 from cxrlt_cli.metrics import Absent
 
-__all__ = ["Files", "Predicted", "Scored", "Settings", "evaluated", "files_of", "run", "run_files"]
+__all__ = ["Files", "Predicted", "Scored", "Settings", "Wanted", "evaluated", "files_of", "run", "run_files"]
 
 
 def run(
@@ -28,6 +30,7 @@ def run(
     seed: int = 0,
     tta: str | None = None,
     data: Path | None = None,
+    report: html.Wanted = html.NONE,
     emit: Emit = silent,
 ) -> Result:
     """Evaluate runs on a split of the dataset each was trained on.
@@ -40,6 +43,7 @@ def run(
         seed: of the resamples.
         tta: predictions made with this test-time augmentation instead of the run's own.
         data: the dataset to take instead, if it has moved or is another one.
+        report: the HTML report wanted.
         emit: told about progress.
 
     Returns:
@@ -48,9 +52,13 @@ def run(
     Raises:
         CxrltError: whatever is wrong, with its cure.
     """
-    scored = evaluated(runs, Asked(split, data, tta), Settings(absent, resamples, seed), emit)
+    html.check(report, len(runs) or 1)
+    asked, settings = Asked(split, data, tta), Settings(absent, resamples, seed)
+    scored = evaluated(runs, asked, settings, emit)
     head = {"split": split, "absent": absent, "resamples": resamples, "seed": seed, "same_images": same_images(scored)}
-    return _result(scored, head, split)
+    place = html.place_of(scored[0].of, asked) if len(scored) == 1 else None
+    about = html.Place(settings, split, place)
+    return _result(scored, head, split, lambda compared: html.write(scored, compared, report, about, emit))
 
 
 def evaluated(runs: Sequence[Path], asked: Asked, settings: Settings, emit: Emit = silent) -> list[Scored]:
@@ -80,21 +88,38 @@ def files_of(predictions: Path | None, labels: Path | None, train: Path | None, 
 
 
 def run_files(
-    files: Files, *, absent: Absent = "skip", resamples: int = 1000, seed: int = 0, emit: Emit = silent
+    files: Files,
+    *,
+    absent: Absent = "skip",
+    resamples: int = 1000,
+    seed: int = 0,
+    report: html.Wanted = html.NONE,
+    emit: Emit = silent,
 ) -> Result:
     """Evaluate posteriors of any program against a label table.
 
     Args:
         files: the tables.
-        absent, resamples, seed, emit: as in ``run``.
+        absent, resamples, seed, report, emit: as in ``run``.
 
     Raises:
         DataError: the tables do not fit together, or hold what is no label or no probability.
     """
-    scored = score([read_files(files, emit)], Settings(absent, resamples, seed), emit)
-    return _result(scored, {"absent": absent, "resamples": resamples, "seed": seed}, str(files.labels))
+    html.check(report, 0)
+    settings = Settings(absent, resamples, seed)
+    scored = score([read_files(files, emit)], settings, emit)
+    head: dict[str, object] = {"absent": absent, "resamples": resamples, "seed": seed}
+    about = html.Place(settings)
+    return _result(scored, head, str(files.labels), lambda compared: html.write(scored, compared, report, about, emit))
 
 
-def _result(scored: Sequence[Scored], head: dict[str, object], split: str) -> Result:
+def _result(
+    scored: Sequence[Scored],
+    head: dict[str, object],
+    split: str,
+    report: Callable[[Sequence[Comparison]], Path | None],
+) -> Result:
     compared = comparisons(scored)
-    return Result(head | everything(scored, compared), blocks(scored, compared, split))
+    written = report(compared)
+    found = {"report": str(written)} if written else {}
+    return Result(head | everything(scored, compared) | found, blocks(scored, compared, split))

@@ -81,6 +81,7 @@ def read_files(files: Files, emit: Emit) -> Predicted:
         prevalence=prevalence,
         frequency=frequency,
         columns=_columns(labels, known),
+        thresholds=None if _decided(made, classes) else np.full(len(classes), 0.5),
     )
 
 

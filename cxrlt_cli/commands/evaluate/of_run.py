@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.artifacts import Predictions, read_predictions
-from cxrlt_cli.commands.evaluate.scored import Array, Predicted
+from cxrlt_cli.commands.evaluate.scored import Array, Images, Predicted
 from cxrlt_cli.commands.evaluate.subsets import Column, columns_of
 from cxrlt_cli.commands.opening import (
     OpenRun,
@@ -77,6 +77,8 @@ def predicted(run: OpenRun, asked: Asked, emit: Emit) -> Predicted:
         prevalence=np.array(run.card.stats.share),
         frequency=np.array(run.card.positives, np.float64),
         columns=_columns(run, prepared, rows, view, patient_id),
+        thresholds=np.full(len(run.card.classes), 0.5) if decisions is None or how == "none" else decisions.thresholds,
+        images=Images(prepared, rows),
     )
 
 

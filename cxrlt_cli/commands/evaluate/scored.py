@@ -10,12 +10,21 @@ import numpy.typing as npt
 
 from cxrlt_cli.bootstrap import Replicates, replicates
 from cxrlt_cli.commands.evaluate.subsets import Column, subsets_of
+from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.events import Advanced, Emit, Finished, Started
 from cxrlt_cli.metrics import Absent, Evaluation, evaluate
 
 Array = npt.NDArray[np.float64]
 
 _STAGE = "bootstrap"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Images:
+    """Where N images are: the rows (N,) of a prepared dataset."""
+
+    prepared: Prepared
+    rows: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +48,8 @@ class Predicted:
         prevalence: (C,) share of positives in training.
         frequency: (C,) positives in training, or what stands for them; classes are shown in its order.
         columns: further columns that split the images into subsets.
+        thresholds: (C,) posterior from which on the default decisions call a finding; None where that is not known.
+        images: where the images themselves are; None where they are not at hand.
     """
 
     name: str
@@ -57,6 +68,8 @@ class Predicted:
     prevalence: Array
     frequency: Array
     columns: Sequence[Column] = ()
+    thresholds: Array | None = None
+    images: Images | None = None
 
     @property
     def owners(self) -> list[str]:

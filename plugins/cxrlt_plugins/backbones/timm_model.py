@@ -64,6 +64,13 @@ class TimmBackbone(nn.Module):
             )
         return features
 
+    def pool(self, channels: Tensor) -> Tensor:
+        """A map (B, D, h, w) as ``feature_map`` gives it -> pooled features (B, D), as ``forward`` gives them."""
+        if str(getattr(self.network, "output_fmt", "")).endswith("NHWC"):
+            channels = channels.permute(0, 2, 3, 1)
+        features: Tensor = self.network.forward_head(channels)
+        return features
+
     def layer_of(self, name: str) -> int:
         """Layer of a parameter named as in ``named_parameters()`` of this module; 0 is nearest the image."""
         return self._layers[name]
@@ -114,6 +121,7 @@ def build(
 
 #: What the conformance kit builds it with.
 build.example = {"model": "test_resnet", "pretrained": False}  # type: ignore[attr-defined]
+
 
 def _create(model: str, options: dict[str, Any], weights: Path | None) -> nn.Module:
     import timm
