@@ -160,7 +160,7 @@ def _epoch(job: HeadJob, loop: _Loop, epoch: int) -> float:
 def _step(job: HeadJob, loop: _Loop, number: int, features: Tensor, labels: Tensor) -> Tensor:
     """One optimiser step on features (B, ...) and labels (B, C); returns the loss, still on the device."""
     recipe, progress = job.recipe, number / loop.plan.total
-    torch.manual_seed(_step_seed(recipe.train.seed, number))
+    _seed(job.device, _step_seed(recipe.train.seed, number))
     set_lr(loop.optimizer, _rate(job, loop.plan, number))
     loop.optimizer.zero_grad(set_to_none=True)
     positive, negative = loop.weights[progress >= recipe.reweight.start]
@@ -177,6 +177,13 @@ def _rate(job: HeadJob, plan: Plan, number: int) -> float:
     optim = job.recipe.optim
     drop = rate_drop(job.recipe.reweight, number / plan.total)
     return lr_factor(number, plan.total, optim.warmup, optim.final_lr) * drop
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what dropout draws from. ``torch.manual_seed`` seeds every kind of device, which takes as long as a step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _step_seed(seed: int, step: int) -> int:
