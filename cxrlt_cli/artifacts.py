@@ -129,6 +129,16 @@ class RunDir:
         return self.path / "model.safetensors"
 
     @property
+    def ensemble(self) -> Path:
+        """What an ensemble has in place of a model: members, how they are combined, and a card."""
+        return self.path / "ensemble.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        """The file that predicts and carries the card: the ensemble where there is one, the model elsewhere."""
+        return self.ensemble if self.ensemble.exists() else self.model
+
+    @property
     def last(self) -> Path:
         """Directory of the state an interrupted run continues from."""
         return self.path / "last"
@@ -161,6 +171,10 @@ class RunDir:
         """Logits of one split; with ``tta``, those made with a test-time augmentation that is not the run's default."""
         views = f".tta-{quote(tta, safe='')}" if tta else ""
         return self.path / "predictions" / f"{split}{views}.parquet"
+
+    def epoch_logits(self, epoch: int) -> Path:
+        """Logits (M, C) of dev after one epoch, counted from 1: what the choice of the best epoch was made from."""
+        return self.path / "predictions" / "dev-epochs" / f"{epoch:04d}.npy"
 
     @property
     def tta(self) -> Path:
@@ -208,13 +222,13 @@ def list_runs(root: Path) -> list[RunDir]:
 
 
 def find_run(path: Path | None, root: Path = Path("runs"), *, trained: bool = False) -> RunDir:
-    """The run at ``path``, or, when ``path`` is None, the newest one in ``root``; with ``trained``, that has weights.
+    """The run at ``path``, or, when ``path`` is None, the newest one in ``root``; with ``trained``, that can predict.
 
     Raises:
         RunError: there is none, or ``path`` is not a run directory.
     """
     if path is None:
-        runs = [run for run in list_runs(root) if run.model.exists() or not trained]
+        runs = [run for run in list_runs(root) if run.weights.exists() or not trained]
         if not runs:
             raise RunError(
                 "there is no run with weights" if trained else "there is no run",
@@ -234,6 +248,9 @@ def find_run(path: Path | None, root: Path = Path("runs"), *, trained: bool = Fa
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """What a model file says about itself, stored as JSON in the metadata of ``model.safetensors``.
+
+    That of an ensemble is stored in ``ensemble.safetensors``: its backbone, head and loss are called "ensemble", its
+    image size is the largest of its members', its epoch is 0, and its score is judged out of fold.
 
     Attributes:
         classes: class names, in the order of the outputs.
@@ -287,7 +304,7 @@ _TUPLES = ("classes", "positives", "negatives", "augment", "views")
 
 
 def read_card(path: Path) -> ModelCard:
-    """The model card in a ``model.safetensors``; reads the header only.
+    """The model card in a ``model.safetensors`` or ``ensemble.safetensors``; reads the header only.
 
     Raises:
         RunError: the file is missing, damaged, or not a cxrlt model.

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from cxrlt_cli.cli.listing import doctor, plugins_app, recipe_app, runs_app
 from cxrlt_cli.cli.prepare import sources
-from cxrlt_cli.cli.scoring import decide, evaluate, predict
+from cxrlt_cli.cli.scoring import decide, ensemble, evaluate, predict
 from cxrlt_cli.cli.training import retrain_head, sweep, train
 from cxrlt_cli.failure import exit_on_errors
 from cxrlt_cli.stubs import Stub, command, group
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Stub] = {
     "evaluate": evaluate,
     "predict": predict,
     "decide": decide,
+    "ensemble": ensemble,
     "doctor": doctor,
 }
 FIRST = ("prepare", "train", "retrain-head", "sweep", "evaluate", "predict", "decide", "ensemble")

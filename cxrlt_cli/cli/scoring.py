@@ -135,6 +135,46 @@ def predict(
     )
 
 
+def ensemble(
+    emit: Emit,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories, at least two.")],
+    *,
+    method: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="greedy, mean, logit-mean, rank, weighted, geometric or stacking."),
+    ] = "greedy",
+    split: Annotated[str, typer.Option(metavar="dev|test", help="The labelled images to combine on.")] = "dev",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Run directory; default: ensemble-METHOD, beside the first."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the folds and the resamples.")] = 0,
+    resamples: Annotated[int, typer.Option(min=0, metavar="N", help="Of the patients, for intervals; 0: none.")] = 1000,
+    data: Data = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; what was there is moved aside.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the members; write nothing.")] = False,
+) -> Result:
+    """Combine runs, from their predictions, and say what it gains.
+
+    The result is a run directory that `evaluate` and `predict` take. Gains are out of fold: over the best single
+    member and over the plain mean.
+    """
+    from cxrlt_cli.commands import ensemble
+
+    return ensemble.run(
+        runs,
+        method=method,
+        split=split,
+        out=out,
+        seed=seed,
+        resamples=resamples,
+        data=data,
+        fresh=fresh,
+        dry_run=dry_run,
+        emit=emit,
+    )
+
+
 def decide(
     emit: Emit,
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory; default: the newest run.")] = None,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from cxrlt_cli.artifacts import ModelCard, RunDir, find_run, read_card, replacing
+from cxrlt_cli.combine import Ensemble, read_ensemble
 from cxrlt_cli.data.manifest import Prepared, load_prepared
 from cxrlt_cli.errors import DataError, RunError, UsageError
 from cxrlt_cli.events import Emit, Notice
@@ -33,13 +34,21 @@ class OpenRun:
         dir: its directory.
         info: the content of run.json.
         card: its model card.
-        recipe: its resolved recipe.
+        recipe: its resolved recipe; that of an ensemble says which images it is for and how it decides, no more.
+        ensemble: what an ensemble is made of; None for a run with a network of its own.
     """
 
     dir: RunDir
     info: Mapping[str, Any]
     card: ModelCard
     recipe: Recipe
+    ensemble: Ensemble | None = None
+
+    @property
+    def made(self) -> str:
+        """What predicts, in a few words."""
+        own = self.ensemble
+        return f"epoch {self.card.epoch}" if own is None else f"{own.method} of {len(own.members)} members"
 
     def predictions(self, prepared: Prepared, split: str, tta: str | None = None) -> Path:
         """Where logits of a split are kept.
@@ -59,8 +68,55 @@ def open_run(path: Path | None) -> OpenRun:
         RunError: there is no such run, it is damaged, or it has no model yet.
     """
     found = find_run(path, trained=True)
-    info = found.info()
-    return OpenRun(found, info, read_card(found.model), _recipe(found.recipe))
+    info, card = found.info(), read_card(found.weights)
+    if found.ensemble.exists():
+        ensemble = read_ensemble(found.ensemble)
+        return OpenRun(found, info, card, _recipe_of(ensemble, found, info), ensemble)
+    return OpenRun(found, info, card, _recipe(found.recipe))
+
+
+def open_network(path: Path | None) -> OpenRun:
+    """As ``open_run``, for what needs one network.
+
+    Raises:
+        RunError: also where the run is an ensemble.
+    """
+    run = open_run(path)
+    check_network(run)
+    return run
+
+
+def check_network(run: OpenRun) -> None:
+    """Refuse an ensemble.
+
+    Raises:
+        RunError: the run is one.
+    """
+    if run.ensemble is not None:
+        members = ", ".join(member.name for member in run.ensemble.members)
+        raise RunError(
+            "is an ensemble and has no network of its own", where=str(run.dir.path), cure=f"Name a member: {members}."
+        )
+
+
+def _recipe_of(ensemble: Ensemble, found: RunDir, info: Mapping[str, Any]) -> Recipe:
+    """What of a recipe an ensemble has: the images it is for, and how it decides."""
+    views = None if ensemble.views is None else list(ensemble.views)
+    path = str(info.get("dataset", {}).get("path", ""))
+    plain = {
+        "data": {"path": path, "fold": ensemble.fold, "views": views},
+        "model": {"backbone": "ensemble", "head": "ensemble"},
+        "loss": "ensemble",
+        "predict": dict(ensemble.decisions),
+    }
+    try:
+        return Recipe.model_validate(plain)
+    except ValidationError as error:
+        raise RunError(
+            f"is not a readable ensemble: {error.errors()[0]['msg']}",
+            where=str(found.ensemble),
+            cure="The file is damaged; make the ensemble again.",
+        ) from error
 
 
 def _recipe(path: Path) -> Recipe:
@@ -88,10 +144,14 @@ def _damaged(path: Path, reason: str) -> RunError:
 def open_link(run: OpenRun) -> Link | None:
     """The posterior link of the run's model, or None when its loss has none.
 
+    The outputs of an ensemble are log-odds already; its link changes nothing.
+
     Raises:
         RunError: the link is damaged, or missing where the card promises one.
     """
     path, count = run.dir.model, len(run.card.classes)
+    if run.ensemble is not None:
+        return Link(np.array([0.0, 1.0]), np.tile([0.0, 1.0], (count, 1))) if run.card.linked else None
     link = read_link(path)
     if link is None and not run.card.linked:
         return None
@@ -107,7 +167,9 @@ def open_link(run: OpenRun) -> Link | None:
 def without_link(run: OpenRun) -> Notice:
     """The warning that posteriors are not posteriors."""
     method = run.info.get("method")
-    source = f"the method '{method}'" if method in ("tau-norm", "ncm") else f"the loss '{run.card.loss.get('name')}'"
+    source = (
+        f"the method '{method}'" if method in ("tau-norm", "ncm", "rank") else f"the loss '{run.card.loss.get('name')}'"
+    )
     return Notice(
         f"{run.dir.path}: {source} has no posterior link: posteriors are sigmoid(logit), "
         "which need not be probabilities, and neither are decisions and calibration made from them",
@@ -125,7 +187,7 @@ def open_dataset(run: OpenRun, data: Path | None, emit: Emit) -> Prepared:
         DataError: it is not there or damaged; it has changed since training and was not given with ``--data``; its
             classes are not those of the run.
     """
-    prepared = load_prepared(data if data is not None else _find_dataset(run))
+    prepared = load_prepared(data if data is not None else find_dataset(run))
     if prepared.content_hash != run.card.dataset:
         if data is None:
             raise DataError(
@@ -134,12 +196,16 @@ def open_dataset(run: OpenRun, data: Path | None, emit: Emit) -> Prepared:
                 cure="Give it with --data to use it all the same.",
             )
         emit(Notice(f"{prepared.path} is not the dataset {run.dir.path} was trained on; used because of --data"))
-    _check_classes(run, prepared)
+    same_classes(run, prepared)
     return prepared
 
 
-def _find_dataset(run: OpenRun) -> Path:
-    """The dataset at the path training used, seen from here or from a folder above the run; unchecked."""
+def find_dataset(run: OpenRun) -> Path:
+    """The dataset at the path training used, seen from here or from a folder above the run; unchecked.
+
+    Raises:
+        DataError: there is none.
+    """
     recorded = Path(str(run.info.get("dataset", {}).get("path", run.recipe.data.path)))
     for path in (recorded, *(folder / recorded for folder in run.dir.path.resolve().parents)):
         if (path / "dataset.json").is_file():
@@ -151,7 +217,12 @@ def _find_dataset(run: OpenRun) -> Path:
     )
 
 
-def _check_classes(run: OpenRun, prepared: Prepared) -> None:
+def same_classes(run: OpenRun, prepared: Prepared) -> None:
+    """Make sure that a dataset has the classes of the run, in whatever order.
+
+    Raises:
+        DataError: it lacks some, or has others.
+    """
     ours, theirs = set(run.card.classes), set(prepared.classes)
     if ours == theirs:
         return

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cxrlt_cli.artifacts import RunDir
 from cxrlt_cli.commands.decide import after_training
 from cxrlt_cli.commands.network import setting_of
-from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, open_run, split_rows
+from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, open_network, split_rows
 from cxrlt_cli.commands.retrained import Parent, begin, note_status, summary, write_run
 from cxrlt_cli.commands.run_directory import claimed, move_aside
 from cxrlt_cli.contracts import ClassStats
@@ -98,7 +98,7 @@ def run(
         CxrltError: whatever is wrong, with its cure.
     """
     chosen = load_head_recipe(recipe, overrides)
-    request = _checked(chosen, open_run(run), data, device, emit)
+    request = _checked(chosen, open_network(run), data, device, emit)
     target = RunDir(out or request.parent.dir.path.with_name(f"{request.parent.dir.name}-{chosen.name}"))
     _check_target(request.parent.dir, target)
     if dry_run:

@@ -79,6 +79,7 @@ def _files(run: RunDir) -> dict[str, Path]:
     return {
         "recipe": run.recipe,
         "weights": run.model,
+        "ensemble": run.ensemble,
         "metrics": run.metrics,
         "state to continue from": run.last,
         **predictions,

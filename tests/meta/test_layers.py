@@ -16,6 +16,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "commands",
         "report scaffold",
         "engine testing",
+        "combine",
         "decisions",
         "data model optim posterior reweight bootstrap calibration thresholds submission",
         "metrics",
