@@ -51,6 +51,15 @@ def evaluate(
         typer.Option(metavar="FILE", help="Where the HTML report goes; one run keeps its own."),
     ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
+    gap: Annotated[bool, typer.Option("--gap", help="How far dev flatters test, reason by reason.")] = False,
+    target: Annotated[str, typer.Option(metavar="SPLIT", help="With --gap: what the score shall hold for.")] = "test",
+    exact_labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --gap: better labels of some or all of the images.")
+    ] = None,
+    target_prevalence: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|CLASS=VALUE,...|estimate", help="With --gap: how frequent findings are there."),
+    ] = None,
     heatmaps: Annotated[
         bool, typer.Option("--heatmaps", help="Show in the report what spoke for wrong decisions (Grad-CAM).")
     ] = False,
@@ -59,9 +68,15 @@ def evaluate(
 
     mAP, AUROC, F1 and calibration with 95 % intervals: overall, by class, for head, medium and tail, for subsets.
     Several runs are compared with the first. `--predictions FILE --labels FILE` scores tables, without a run.
+    `--gap` tells what a run's dev score is worth on test.
     """
     from cxrlt_cli.commands import evaluate as command
 
+    if gap:
+        from cxrlt_cli.commands.evaluate import gap_run
+
+        sought = gap_run.Sought(split, target, data, tta, exact_labels, target_prevalence)
+        return gap_run.run(runs or [], sought, resamples=resamples, seed=seed, emit=emit)
     wanted = command.Wanted(report, no_report, heatmaps)
     if predictions is None and labels is None and train_labels is None:
         return command.run(

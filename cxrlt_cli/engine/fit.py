@@ -28,7 +28,7 @@ from cxrlt_cli.engine.averages import (
     take_snapshot,
 )
 from cxrlt_cli.engine.distributed import agree, collect, share, total
-from cxrlt_cli.engine.judge import Verdict, judge, keep
+from cxrlt_cli.engine.judge import Verdict, judge, keep, note
 from cxrlt_cli.engine.parts import Job, Parts, assemble
 from cxrlt_cli.engine.plan import epoch_steps
 from cxrlt_cli.engine.signals import INTERRUPT, NONE, StopRequest, stop_requests
@@ -182,6 +182,7 @@ def _finish_epoch(job: Job, parts: Parts, progress: Progress, emit: Emit) -> Non
     with ema_swapped(parts.model, parts.average):
         verdict = judge(job, parts, progress.step, f"after epoch {progress.epoch + 1}", emit)
         row = _row(job, parts, progress, verdict)
+        note(job, verdict, row["epoch"])
         best = row["macro_ap"] > progress.best_score
         if best:
             progress.best_epoch, progress.best_score = row["epoch"], row["macro_ap"]

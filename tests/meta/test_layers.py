@@ -17,7 +17,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "report scaffold",
         "engine testing",
         "combine",
-        "decisions",
+        "decisions gap",
         "data model optim posterior reweight bootstrap calibration thresholds submission",
         "metrics",
         "recipe",

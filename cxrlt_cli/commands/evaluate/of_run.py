@@ -55,7 +55,7 @@ def predicted(run: OpenRun, asked: Asked, emit: Emit) -> Predicted:
         emit(without_link(run))
     kept, tta = _predictions(run, prepared, asked, emit)
     image_id, patient_id, view = (column(prepared.frame, name, rows) for name in ("image_id", "patient_id", "view"))
-    logits = _aligned(run, kept, image_id, run.predictions(prepared, asked.split, asked.tta))
+    logits = aligned(run, kept, image_id, run.predictions(prepared, asked.split, asked.tta))
     log_odds = logits.astype(np.float64) if link is None else link.log_odds_of(logits)
     decisions = decisions_of(run, tta=asked.tta, data=asked.data, emit=emit)
     entries: Entries = {"labels": labels, "log_odds": log_odds, "patients": patient_id}
@@ -101,7 +101,7 @@ def _labels(run: OpenRun, prepared: Prepared, rows: npt.NDArray[np.int64], split
 def _predictions(run: OpenRun, prepared: Prepared, asked: Asked, emit: Emit) -> tuple[Predictions, str]:
     """The run's predictions of a split, made now where there are none of its present weights."""
     path = run.predictions(prepared, asked.split, asked.tta)
-    reason = _why_again(run, path)
+    reason = why_again(run, path)
     if reason:
         from cxrlt_cli.commands import predict
 
@@ -111,7 +111,8 @@ def _predictions(run: OpenRun, prepared: Prepared, asked: Asked, emit: Emit) -> 
     return read_predictions(path), str(read_stamp(path).get("tta", "none"))
 
 
-def _why_again(run: OpenRun, path: Path) -> str:
+def why_again(run: OpenRun, path: Path) -> str:
+    """Why predictions have to be made, as the end of a sentence about the run; empty where they need not."""
     if not path.exists():
         return "has no predictions"
     read_predictions(path)
@@ -121,7 +122,7 @@ def _why_again(run: OpenRun, path: Path) -> str:
     return ""
 
 
-def _aligned(run: OpenRun, predictions: Predictions, image_id: list[str], path: Path) -> npt.NDArray[np.float32]:
+def aligned(run: OpenRun, predictions: Predictions, image_id: list[str], path: Path) -> npt.NDArray[np.float32]:
     """(N, C) logits, rows in the order of ``image_id``, columns in the order of the run's classes."""
     again = "Make them again with `cxrlt predict RUN --split SPLIT`."
     if set(predictions.classes) != set(run.card.classes):

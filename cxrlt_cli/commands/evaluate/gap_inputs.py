@@ -1,0 +1,288 @@
+"""What is known about a run's dev and test images, gathered for ``evaluate --gap``. Never loads torch by itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cxrlt_cli.artifacts import read_lines, read_predictions
+from cxrlt_cli.commands.evaluate.of_run import Asked, aligned, predicted, why_again
+from cxrlt_cli.commands.evaluate.scored import Predicted
+from cxrlt_cli.commands.evaluate.sheets import identifiers, labels_of, read_sheet
+from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, split_rows
+from cxrlt_cli.commands.run_decisions import decisions_of
+from cxrlt_cli.commands.target_prevalence import parse_target
+from cxrlt_cli.contracts import UNKNOWN
+from cxrlt_cli.data.manifest import Prepared
+from cxrlt_cli.decisions import ENOUGH_TO_ESTIMATE, Decisions, estimate_prevalence
+from cxrlt_cli.errors import DataError
+from cxrlt_cli.events import Emit, silent
+from cxrlt_cli.gap import BUILT_IN, Decided, Dev, Target
+from cxrlt_cli.metrics import average_precision, mean_defined
+
+Labels = npt.NDArray[np.int8]
+Rows = npt.NDArray[np.int64]
+
+#: Columns of a dataset that hold better labels than those of the class after the colon.
+EXACT = "true:"
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What gap is to be explained.
+
+    Attributes:
+        split: where the score was made.
+        target: the split it shall hold for.
+        data: a dataset other than the run's.
+        tta: a test-time augmentation other than the run's.
+        exact: a table of labels better than the dataset's.
+        prevalence: the target's prevalence, as ``--target-prevalence`` has it.
+    """
+
+    split: str = "dev"
+    target: str = "test"
+    data: Path | None = None
+    tta: str | None = None
+    exact: Path | None = None
+    prevalence: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gathered:
+    """Everything ``gap`` needs, and what the target really shows.
+
+    Attributes:
+        dev: where the score was made.
+        target: what it shall hold for.
+        of: the predictions of dev as ``evaluate`` scores them.
+        real: the predictions of the target with its best labels; None without labels or predictions.
+        notes: where prevalence and exact labels are from.
+    """
+
+    dev: Dev
+    target: Target
+    of: Predicted
+    real: Dev | None
+    notes: tuple[str, ...]
+
+
+def gathered(run: OpenRun, sought: Sought, emit: Emit) -> Gathered:
+    """Read it.
+
+    Raises:
+        CxrltError: the run, its dataset or a table cannot be used.
+    """
+    of = predicted(run, Asked(sought.split, sought.data, sought.tta), emit)
+    prepared = open_dataset(run, sought.data, silent)
+    rows = split_rows(run, prepared, sought.split, silent)
+    why: dict[str, str] = {}
+    decisions = decisions_of(run, tta=sought.tta, data=sought.data, emit=silent)
+    exact, source = _exact(run, prepared, rows, sought)
+    if exact is None:
+        why["labels"] = "no exact labels are known; give them with --exact-labels"
+    elif not ((exact != UNKNOWN) & (of.labels != UNKNOWN)).any():
+        exact, why["labels"] = None, f"{source} holds no label of these images"
+    epochs, kept = _epochs(run, of, prepared, sought, why)
+    dev = Dev(
+        classes=of.classes,
+        labels=of.labels,
+        scores=of.scores,
+        patients=of.owners,
+        fitted=_fitted(run, of, decisions, why),
+        honest=Decided(of.posteriors, of.decisions),
+        epochs=epochs,
+        kept=kept,
+        unseen=_unseen(of, why),
+        exact=exact,
+        views=of.view,
+    )
+    target, real, from_where = _target(run, prepared, sought, exact=exact is not None, why=why, decisions=decisions)
+    notes = ((f"exact labels: {source}",) if exact is not None else ()) + from_where
+    return Gathered(dev, target, of, real, notes)
+
+
+# -- dev -----------------------------------------------------------------------------------------------------------
+
+
+def _fitted(run: OpenRun, of: Predicted, decisions: Decisions | None, why: dict[str, str]) -> Decided:
+    """What calibration and thresholds give on the very images they were fitted on."""
+    how = of.about["decisions"]
+    assert isinstance(how, Mapping)
+    if decisions is not None and how["how"] == "cross-fitted":
+        link = open_link(run)
+        log_odds = of.scores.astype(np.float64) if link is None else link.log_odds_of(of.scores.astype(np.float32))
+        posteriors = decisions.calibrated(log_odds)
+        return Decided(posteriors, decisions.decide(posteriors))
+    if decisions is None or how["how"] == "none":
+        why["decisions"] = f"{BUILT_IN}: nothing was fitted; findings are called from 0.5 on"
+    else:
+        why["decisions"] = f"{BUILT_IN}: calibration and thresholds were {how['how']}, not on these images"
+    return Decided(of.posteriors, of.decisions)
+
+
+def _unseen(of: Predicted, why: dict[str, str]) -> npt.NDArray[np.bool_] | None:
+    found = next((each for each in of.columns if each.by == "patient"), None)
+    if found is None:
+        why["patients"] = "these images are not of the dataset the run was trained on, whose patients are not compared"
+        return None
+    if not any(of.patient_id):
+        why["patients"] = "the dataset does not know its patients"
+        return None
+    unseen = np.array([value == "unseen" for value in found.values])
+    if unseen.all():
+        why["patients"] = f"{BUILT_IN}: no patient of these images is in training"
+    elif not unseen.any():
+        why["patients"] = "every patient of these images is in training, so there is none to compare with"
+    return unseen
+
+
+def _exact(run: OpenRun, prepared: Prepared, rows: Rows, sought: Sought) -> tuple[Labels | None, str]:
+    """(N, C) labels better than the dataset's, -1 where there is none, and where they are from."""
+    classes = run.card.classes
+    if sought.exact is not None:
+        return _from_table(sought.exact, column(prepared.frame, "image_id", rows), classes), str(sought.exact)
+    there = [name for name in classes if EXACT + name in prepared.frame]
+    if not there:
+        return None, ""
+    made = np.full((len(rows), len(classes)), UNKNOWN, np.int8)
+    for name in there:
+        values = prepared.frame[EXACT + name].iloc[rows].to_numpy()
+        made[:, classes.index(name)] = np.where(np.isin(values, (0, 1)), values, UNKNOWN)
+    return made, f"the dataset's columns {EXACT}CLASS"
+
+
+def _from_table(path: Path, image_id: Sequence[str], classes: Sequence[str]) -> Labels:
+    sheet = read_sheet(path)
+    known, place = labels_of(sheet), {name: row for row, name in enumerate(identifiers(sheet))}
+    if not set(known) & set(classes):
+        raise DataError(
+            "holds no column of labels for a class of the run",
+            where=str(path),
+            cure=f"Name its columns as the classes are named: {', '.join(classes[:5])}, ...",
+        )
+    made = np.full((len(image_id), len(classes)), UNKNOWN, np.int8)
+    at = np.array([place.get(name, -1) for name in image_id])
+    for c, name in enumerate(classes):
+        if name in known:
+            made[at >= 0, c] = known[name][at[at >= 0]]
+    return made
+
+
+def _epochs(
+    run: OpenRun, of: Predicted, prepared: Prepared, sought: Sought, why: dict[str, str]
+) -> tuple[npt.NDArray[np.floating] | None, int]:
+    """(E, N, C) logits of dev after every epoch, and which epoch was kept."""
+    name = "checkpoint"
+    if sought.split != "dev" or prepared.content_hash != run.card.dataset:
+        why[name] = f"{BUILT_IN}: the epoch was not chosen on these images"
+    elif run.ensemble is not None or run.info.get("kind", "train") != "train":
+        why[name] = "only a trained network keeps what every epoch said about dev"
+    elif run.info.get("average"):
+        why[name] = "the weights are an average of epochs, not the best of them"
+    elif sought.tta not in (None, run.card.tta["name"]) or of.about["tta"] != "none":
+        why[name] = "epochs are compared without test-time augmentation, these predictions are made with it"
+    if name in why:
+        return None, 0
+    lines = read_lines(run.dir.metrics)
+    paths = [run.dir.epoch_logits(int(line["epoch"])) for line in lines]
+    if len(lines) == 1 and lines[0]["epoch"] == run.card.epoch:
+        why[name] = f"{BUILT_IN}: there was one epoch"
+        return None, 0
+    try:
+        found = np.stack([np.load(path, allow_pickle=False) for path in paths])
+    except (OSError, ValueError):
+        found = np.empty((0, 0, 0))
+    if not _agree(found, [line.get("macro_ap") for line in lines], of.labels):
+        why[name] = "the run did not keep what each epoch said about dev (predictions/dev-epochs)"
+        return None, 0
+    return found, [int(line["epoch"]) for line in lines].index(run.card.epoch)
+
+
+def _agree(logits: npt.NDArray[np.floating], scores: Sequence[float | None], labels: Labels) -> bool:
+    """Whether the logits of the epochs have the scores that training noted."""
+    if not len(logits) or logits.shape[1:] != labels.shape:
+        return False
+    again = [float(mean_defined(average_precision(labels, each))) for each in logits]
+    return all(old is not None and abs(new - old) < 1e-9 for new, old in zip(again, scores, strict=True))
+
+
+# -- the target ----------------------------------------------------------------------------------------------------
+
+
+def _target(
+    run: OpenRun, prepared: Prepared, sought: Sought, *, exact: bool, why: dict[str, str], decisions: Decisions | None
+) -> tuple[Target, Dev | None, tuple[str, ...]]:
+    """The images of the target split, what they really show, and where what is known of them is from."""
+    try:
+        rows = split_rows(run, prepared, sought.target, silent)
+    except DataError:
+        rows = np.empty(0, np.int64)
+    labels, real = _real(run, prepared, rows, sought, exact)
+    prevalence, source = _prevalence(run, prepared, rows, sought, decisions=decisions, labels=labels)
+    if prevalence is None:
+        why["prevalence"] = source
+    if not len(rows):
+        why["views"] = why["size"] = f"the dataset has no split {sought.target!r}"
+        return Target(prevalence=prevalence, why=why), None, ()
+    views = Counter(column(prepared.frame, "view", rows))
+    if set(views) == {""}:
+        why["views"] = "the dataset does not know its views"
+    shares = None if "views" in why else {name: count / len(rows) for name, count in views.items()}
+    notes = () if prevalence is None else (f"prevalence of {sought.target}: {source}",)
+    return Target(len(rows), prevalence, shares, why), real, notes
+
+
+def _real(
+    run: OpenRun, prepared: Prepared, rows: Rows, sought: Sought, exact: bool
+) -> tuple[Labels | None, Dev | None]:
+    """The target's best labels, and its predictions beside them where both are there."""
+    order = [prepared.classes.index(name) for name in run.card.classes]
+    labels = prepared.labels[rows][:, order]
+    if exact:
+        better = _exact(run, prepared, rows, sought)[0]
+        labels = labels if better is None else np.where(better != UNKNOWN, better, labels).astype(np.int8)
+    if not len(rows) or (labels == UNKNOWN).all():
+        return None, None
+    path = run.predictions(prepared, sought.target, sought.tta)
+    scorable = (prepared.labels[rows] != UNKNOWN).any()
+    if not scorable or not path.exists() or why_again(run, path):
+        return labels, None
+    made = predicted(run, Asked(sought.target, sought.data, sought.tta), silent)
+    decided = Decided(made.posteriors, made.decisions)
+    return labels, Dev(made.classes, labels, made.scores, made.owners, decided, decided)
+
+
+def _prevalence(
+    run: OpenRun,
+    prepared: Prepared,
+    rows: Rows,
+    sought: Sought,
+    *,
+    decisions: Decisions | None,
+    labels: Labels | None,
+) -> tuple[npt.NDArray[np.float64] | None, str]:
+    """The target's prevalence (C,) and where it is from, or None and why it is not known."""
+    stated = None if sought.prevalence is None else parse_target(sought.prevalence, run.card.classes)
+    if stated is not None and stated.stated is not None:
+        return stated.stated, "as stated"
+    if stated is None and labels is not None:
+        known, positive = (labels != UNKNOWN).sum(axis=0), (labels == 1).sum(axis=0)
+        return np.where(known > 0, positive / np.maximum(known, 1), np.nan), "its labels"
+    path = run.predictions(prepared, sought.target, sought.tta)
+    if decisions is None or not len(rows) or not path.exists() or why_again(run, path):
+        return None, (
+            f"neither labels nor predictions of {sought.target} are there; state it with --target-prevalence, or "
+            f"predict: cxrlt predict RUN --split {sought.target}"
+        )
+    if len(rows) < ENOUGH_TO_ESTIMATE:
+        return None, f"{len(rows)} images are too few to estimate it from predictions"
+    logits = aligned(run, read_predictions(path), column(prepared.frame, "image_id", rows), path)
+    link = open_link(run)
+    log_odds = logits.astype(np.float64) if link is None else link.log_odds_of(logits)
+    return estimate_prevalence(decisions.log_odds(log_odds), decisions.prevalence), "estimated from its predictions"

@@ -1,0 +1,70 @@
+"""``cxrlt evaluate --gap RUN``: how far dev flatters test, reason by reason. Loads no torch where predictions exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cxrlt_cli.commands.evaluate.gap_inputs import Gathered, Sought, gathered
+from cxrlt_cli.commands.evaluate.gap_show import Found, blocks, everything
+from cxrlt_cli.commands.opening import open_run
+from cxrlt_cli.errors import DataError, UsageError
+from cxrlt_cli.events import Emit, Finished, Result, Started, silent
+from cxrlt_cli.gap import FEWEST, FIGURES, Gap, Judged, gap, judged_classes, point
+from cxrlt_cli.metrics import mean_defined
+
+
+def run(runs: Sequence[Path], sought: Sought, *, resamples: int = 1000, seed: int = 0, emit: Emit = silent) -> Result:
+    """Explain the gap between two splits of a run.
+
+    Args:
+        runs: one run directory, or none for the newest run.
+        sought: which gap.
+        resamples: of the patients of dev, at least 2.
+        seed: of the resamples.
+        emit: told about progress.
+
+    Returns:
+        Every waterfall as ``data``; tables for people as ``blocks``.
+
+    Raises:
+        UsageError: there are several runs, too few resamples, or nothing between the two splits.
+        CxrltError: whatever else is wrong, with its cure.
+    """
+    found = explained(runs, sought, resamples=resamples, seed=seed, emit=emit)
+    return Result(everything(found), blocks(found))
+
+
+def explained(
+    runs: Sequence[Path], sought: Sought, *, resamples: int = 1000, seed: int = 0, emit: Emit = silent
+) -> Found:
+    """The same as numbers, for reports: see ``gap_show.gap_waterfall``."""
+    if len(runs) > 1:
+        raise UsageError("--gap takes one run", where=str(runs[1]), cure="Ask for each run by itself.")
+    if resamples < 2:
+        raise UsageError(f"{resamples} resamples are too few for --gap", where="--resamples", cure="Give 1000.")
+    if sought.split == sought.target:
+        raise UsageError(f"{sought.target!r} is on both sides of the gap", where="--split", cure="Use --split dev.")
+    opened = open_run(runs[0] if runs else None)
+    known = gathered(opened, sought, emit)
+    if not judged_classes(known.dev, known.target).any():
+        raise DataError(
+            f"no class has {FEWEST} patients with the finding on {sought.split} and a positive on {sought.target}",
+            where=str(opened.dir.path),
+            cure="The gap can be told with a larger split only.",
+        )
+    emit(Started("gap", 1, unit="waterfalls"))
+    made = gap(known.dev, known.target, resamples=resamples, seed=seed)
+    emit(Finished("gap"))
+    return Found(str(opened.dir.path), sought, made, _observed(known, made), known.notes)
+
+
+def _observed(known: Gathered, made: Gap) -> dict[str, float]:
+    """The figures of the target's own labels and predictions, for the classes that were judged."""
+    if known.real is None:
+        return {}
+    some = known.real.select(np.isin(np.array(known.real.classes), made.classes))
+    figures = point(Judged(some.labels, some.scores, *some.honest))
+    return {name: float(mean_defined(figures[name])) for name in FIGURES}

@@ -1,0 +1,29 @@
+"""How far the score on dev flatters the score on test: each reason estimated by itself, all of them in one waterfall.
+
+numpy only. Nothing here reads files; ``commands.evaluate.gap`` gathers what is known about a run.
+"""
+
+from .choice import Choice, optimism
+from .evidence import FEWEST, Decided, Dev, Target, judged_classes
+from .figures import FIGURES, Judged, point, resampled
+from .waterfall import BUILT_IN, COMPONENTS, Gap, Step, Waterfall, gap
+
+__all__ = [
+    "BUILT_IN",
+    "COMPONENTS",
+    "FEWEST",
+    "FIGURES",
+    "Choice",
+    "Decided",
+    "Dev",
+    "Gap",
+    "Judged",
+    "Step",
+    "Target",
+    "Waterfall",
+    "gap",
+    "judged_classes",
+    "optimism",
+    "point",
+    "resampled",
+]
