@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cxrlt_cli.artifacts import Predictions, write_predictions
+from cxrlt_cli.artifacts import Predictions, replacing, write_predictions
 from cxrlt_cli.engine.distributed import share
 from cxrlt_cli.engine.infer import Setting, infer
 from cxrlt_cli.engine.parts import Job, Parts, link_at, model_card
@@ -71,6 +71,14 @@ def _metrics(job: Job, parts: Parts, logits: npt.NDArray[np.float32], link: Link
     stats = parts.rows.stats
     result = evaluate(parts.rows.dev_labels, logits, posterior_of(link, logits), stats.names, np.array(stats.share))
     return dict(result.summary())
+
+
+def note(job: Job, verdict: Verdict, epoch: int) -> None:
+    """Keep what an epoch said about dev, so that ``evaluate --gap`` can tell how far choosing the best one flatters."""
+    if not job.world.first:
+        return
+    with replacing(job.run.epoch_logits(epoch)) as part, part.open("wb") as file:
+        np.save(file, verdict.logits)
 
 
 def keep(job: Job, parts: Parts, verdict: Verdict, epoch: int) -> None:
