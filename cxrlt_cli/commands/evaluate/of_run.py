@@ -198,7 +198,7 @@ def _columns(
 
 def _title(run: OpenRun, prepared: Prepared, split: str, images: int, tta: str) -> str:
     views = "" if tta == "none" else f", test-time augmentation {tta!r}"
-    return f"{run.dir.path}, epoch {run.card.epoch}, on {split} of {prepared.name}: {images:,} images{views}"
+    return f"{run.dir.path}, {run.made}, on {split} of {prepared.name}: {images:,} images{views}"
 
 
 def _about(run: OpenRun, prepared: Prepared, tta: str, how: str, decisions: Decisions | None) -> dict[str, object]:
