@@ -36,9 +36,9 @@ HEADLINE = (
 #: Columns of the table of groups.
 GROUPED = ("macro_ap", "macro_auroc", "macro_f1", "macro_f1_at_half", "macro_ece")
 #: Curves are drawn for so many classes at most, those with most positives here; the table has all.
-MOST_CURVES = 60
-#: The picture of confusions has so many rows at most.
-MOST_CONFUSED = 40
+MOST_CURVES = 36
+#: Rows of the table of confusions, and rows and columns of their picture, at most.
+MOST_CONFUSED = 30
 
 
 class Figure(NamedTuple):
@@ -199,8 +199,10 @@ def _confusions(judged: Judged) -> dict[str, Any]:
     called = [c for c in sorted(judged.order, key=lambda c: -found.alarms[c]) if found.alarms[c]][:MOST_CONFUSED]
     shown = [c for c in judged.order if c in called]
     rows = [_confused(judged, found.shares[c], found.usual[c]) | _alarms(judged, c, found) for c in called]
-    names = [judged.classes[c] for c in judged.order]
-    shares = np.where(found.shares >= 0.005, found.shares, np.nan)[np.ix_(shown, list(judged.order))]
+    frequent = sorted(judged.order, key=lambda c: -judged.result.positives[c])[:MOST_CONFUSED]
+    columns = [c for c in judged.order if c in frequent]
+    names = [judged.classes[c] for c in columns]
+    shares = np.where(found.shares >= 0.005, found.shares, np.nan)[np.ix_(shown, columns)]
     notes = [f"{found.alarms[c]:,}" for c in shown]
     title = "Findings really there, for each finding wrongly called"
     drawing = heat_map(names, shares.tolist(), title=title, rows=[judged.classes[c] for c in shown], notes=notes)

@@ -102,12 +102,13 @@ def heat_map(
         names: of columns, and of rows.
         shares: one row of cells a name; nan draws nothing.
         title: read out in place of the drawing.
-        rows: names of the rows, where they are only some of ``names``.
+        rows: names of the rows, where they are not those of the columns.
         notes: a further word for each row.
     """
-    number = {name: place + 1 for place, name in enumerate(names)}
+    shown = names if rows is None else rows
+    number = {name: f" {place + 1}" for place, name in enumerate(names)}
     notes = [f" ({note})" for note in notes] if notes is not None else [""] * len(shares)
-    labels = [f"{name}{note} {number[name]}" for name, note in zip(rows or names, notes, strict=True)]
+    labels = [f"{name}{note}{number.get(name, '')}" for name, note in zip(shown, notes, strict=True)]
     texts = [
         f'<text x="100%" y="{_HEAD + row * _CELL + 12}" text-anchor="end">{escape(label)}</text>'
         for row, label in enumerate(labels)
@@ -119,7 +120,7 @@ def heat_map(
     ]
     for row, values in enumerate(shares):
         known = [(column, value) for column, value in enumerate(values) if not math.isnan(value)]
-        cells.extend(_cell(row, column, value, ((rows or names)[row], names[column]), width) for column, value in known)
+        cells.extend(_cell(row, column, value, (shown[row], names[column]), width) for column, value in known)
     total, margin = _HEAD + len(labels) * _CELL, 16 + 7 * max(map(len, labels), default=0)
     style = f"grid-template-columns: {margin}px 1fr; min-width: {margin + 14 * len(names)}px"
     return f'<div class="map" style="{style}">{_svg("", total, texts)}{_svg(title, total, cells)}</div>'

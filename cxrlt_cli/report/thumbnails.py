@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,12 @@ import numpy.typing as npt
 from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.data.shards import Reader
 
+Key = TypeVar("Key", bound=Hashable)
+
 #: Longest side, in pixels.
 SIDE = 96
-_QUALITY = 78
+#: JPEG qualities, the first of which keeps all pictures of a kind within so many bytes.
+_QUALITIES, BUDGET = (78, 60, 40, 20), 120_000
 #: What a heat map is drawn in, and how much of the picture it covers at most.
 _COLOUR, _COVER = (255, 140, 0), 0.65
 
@@ -43,12 +47,21 @@ def read_small(prepared: Prepared, rows: Sequence[int]) -> npt.NDArray[np.uint8]
     return np.stack(small) if small else np.zeros((0, side, side), np.uint8)
 
 
-def jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Grey (side, side) or coloured (side, side, 3) pixels as JPEG."""
+def jpegs(pictures: Mapping[Key, npt.NDArray[np.uint8]]) -> dict[Key, bytes]:
+    """Grey (side, side) or coloured (side, side, 3) pictures as JPEG, together within ``BUDGET`` where that can be."""
+    made: dict[Key, bytes] = {}
+    for quality in _QUALITIES:
+        made = {key: _jpeg(pixels, quality) for key, pixels in pictures.items()}
+        if sum(map(len, made.values())) <= BUDGET:
+            break
+    return made
+
+
+def _jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
 
 
@@ -61,10 +74,3 @@ def heated(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> npt
     cover = (_COVER * np.clip(large, 0, 1))[..., None]
     mixed = (1 - cover) * pixels[..., None] + cover * np.array(_COLOUR)
     return np.asarray(mixed.round().astype(np.uint8))
-
-
-def heated_jpegs(
-    pixels: Mapping[int, npt.NDArray[np.uint8]], heats: Mapping[tuple[int, int], npt.NDArray[np.floating]]
-) -> dict[tuple[int, int], bytes]:
-    """Heat maps by row and class over the pixels by row."""
-    return {(row, c): jpeg(heated(pixels[row], heat)) for (row, c), heat in heats.items()}

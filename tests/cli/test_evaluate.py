@@ -265,7 +265,8 @@ def test_a_run_without_a_link_is_warned_about(cxrlt: Cxrlt, prepared: Prepared, 
 
 def test_neither_torch_nor_an_image_library_is_loaded(run: RunDir, tmp_path: Path) -> None:
     code = (
-        "import atexit, sys; from cxrlt_cli.cli import main; sys.argv = ['cxrlt', 'evaluate', sys.argv[1], '--json']; "
+        "import atexit, sys; from cxrlt_cli.cli import main; "
+        "sys.argv = ['cxrlt', 'evaluate', sys.argv[1], '--json', '--no-report']; "
         "atexit.register(lambda: sys.stderr.write(' '.join({name.split('.')[0] for name in sys.modules}))); main()"
     )
     done = subprocess.run(

@@ -50,6 +50,7 @@ def timm_network(model: str, head: dict[str, Any] | None = None) -> Classifier:
         for name, parameter in made.head.named_parameters():
             if name.endswith("weight"):
                 parameter.normal_(std=1.0)
+                parameter[1] = -parameter[0]  # what speaks against one class speaks for the other
     return made.eval()
 
 
@@ -125,11 +126,13 @@ def test_it_is_pytorch_grad_cams(name: str) -> None:
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     model = timm_network(name)
-    images, targets = torch.rand(4, 1, 64, 64), torch.tensor([0, 1, 2, 1])
+    images, targets = torch.rand(4, 1, 96, 96).repeat_interleave(3, dim=0), torch.arange(3).repeat(4)
     own = grad_cam(model, images, targets)
-    large = nn.functional.interpolate(own[:, None], (64, 64), mode="bilinear", align_corners=False)[:, 0].numpy()
+    large = nn.functional.interpolate(own[:, None], (96, 96), mode="bilinear", align_corners=False)[:, 0].numpy()
     with library.GradCAM(model=model, target_layers=[NETWORKS[name](model.backbone.network)]) as theirs:
         expected = theirs(images.requires_grad_(), [ClassifierOutputTarget(int(target)) for target in targets])
-    for mine, other in zip(large, expected, strict=True):
-        assert other.max() > 0
-        assert np.corrcoef(mine.ravel(), other.ravel())[0, 1] > 0.999
+    speaks = expected.max(axis=(1, 2)) > 0  # a random network may know nothing that speaks for a class
+    assert speaks.sum() >= 4
+    assert (large[~speaks] == 0).all()
+    correlations = [np.corrcoef(mine.ravel(), other.ravel())[0, 1] for mine, other in zip(large, expected, strict=True)]
+    assert min(np.array(correlations)[speaks]) > 0.999

@@ -21,7 +21,7 @@ from cxrlt_cli.events import Emit, Notice
 from cxrlt_cli.report import comparison, evaluation
 from cxrlt_cli.report.contents import Contrast, Judged, Part, Pictures, Ran
 from cxrlt_cli.report.mistakes import Mistake, worst
-from cxrlt_cli.report.thumbnails import heated_jpegs, jpeg, read_small, side_of
+from cxrlt_cli.report.thumbnails import heated, jpegs, read_small, side_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +266,9 @@ def _pictures(of: Predicted, mistakes: Sequence[Mistake], heatmaps: bool, emit: 
         emit(Notice(f"the report has no pictures: {error.where}: {error.what}", "warning"))
         return None
     pixels = dict(zip(shown, small, strict=True))
-    plain = {row: jpeg(picture) for row, picture in pixels.items()}
     heats = _heats(of, mistakes, emit) if heatmaps else {}
-    return Pictures(side_of(of.images.prepared.size), plain, heated_jpegs(pixels, heats))
+    warm = {(row, c): heated(pixels[row], heat) for (row, c), heat in heats.items()}
+    return Pictures(side_of(of.images.prepared.size), jpegs(pixels), jpegs(warm))
 
 
 def _heats(of: Predicted, mistakes: Sequence[Mistake], emit: Emit) -> dict[tuple[int, int], Any]:

@@ -1,0 +1,110 @@
+"""The report of an evaluation in a browser: it fits a phone, sorts, and loads and reports nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judged import judged
+
+from cxrlt_cli.report import evaluation
+from cxrlt_cli.report.contents import Ran
+from cxrlt_cli.report.mistakes import worst
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here"),
+]
+
+PROBE = """
+const body = document.querySelector("table.sortable tbody");
+const names = () => [...body.rows].map((row) => row.cells[0].innerText);
+const heads = [...body.parentElement.tHead.rows[0].cells];
+const found = { width: innerWidth, needs: document.documentElement.scrollWidth, before: names() };
+heads[5].querySelector("button").click();
+found.down = names(); found.sorted = heads.map((h) => h.getAttribute("aria-sort"));
+heads[5].querySelector("button").click();
+found.up = names();
+heads[0].querySelector("button").focus();
+found.focus = document.activeElement.innerText;
+heads[0].querySelector("button").click();
+found.named = names(); found.sorted_last = heads.map((h) => h.getAttribute("aria-sort"));
+found.paper = getComputedStyle(document.body).backgroundColor;
+document.body.dataset.found = JSON.stringify(found);
+"""
+
+
+def chromium(page: Path, *options: str, width: int = 390) -> subprocess.CompletedProcess[str]:
+    command = [
+        str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
+        f"--user-data-dir={page.parent / 'profile'}", f"--window-size={width},900", *options, page.as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    one = judged()
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(evaluation.render(one, Ran([("run", "x" * 200)], "a: b"), worst(one)), encoding="utf-8")
+    return path
+
+
+def probed(page: Path, *options: str, **changes: Any) -> dict[str, Any]:
+    text = page.read_text(encoding="utf-8")
+    free = re.sub(r"script-src 'sha256-[^']*'", "script-src 'unsafe-inline'", text)
+    assert free != text
+    copy = page.with_name("probed.html")
+    copy.write_text(free.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
+    dumped = chromium(copy, "--dump-dom", *options, **changes).stdout
+    found = re.search(r'data-found="([^"]*)"', dumped)
+    assert found, "the probe did not run to its end"
+    return dict(json.loads(unescape(found[1])))
+
+
+def test_it_fits_a_phone_and_sorts(page: Path) -> None:
+    found = probed(page, "--blink-settings=preferredColorScheme=0")
+    assert found["width"] <= 520  # browsers may not make windows as narrow as asked
+    assert found["needs"] <= found["width"]
+    one = judged()
+    known = [name for name in one.classes if name != "nowhere"]
+    ap = dict(zip(one.classes, one.result.per_class["ap"].tolist(), strict=True))
+    assert found["before"] == [one.classes[c] for c in one.order]
+    assert found["down"] == [*sorted(known, key=lambda name: -ap[name]), "nowhere"]
+    assert found["up"] == [*sorted(known, key=lambda name: ap[name]), "nowhere"]  # what has no figure stays last
+    assert found["sorted"] == [None] * 5 + ["descending"] + [None] * 10
+    assert found["sorted_last"] == ["ascending"] + [None] * 15
+    assert sorted(found["named"]) == sorted(found["before"])
+    assert found["focus"].startswith("class")
+    assert found["paper"] == "rgb(20, 24, 28)"
+
+
+def test_a_wide_window_and_light(page: Path) -> None:
+    found = probed(page, "--blink-settings=preferredColorScheme=1", width=1280)
+    assert found["width"] == 1280
+    assert found["needs"] <= 1280
+    assert found["paper"] == "rgb(255, 255, 255)"
+
+
+def complaints(page: Path) -> list[str]:
+    done = chromium(page, "--dump-dom", "--enable-logging=stderr", "--v=0")
+    return [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+
+def test_the_browser_has_nothing_to_complain_of(page: Path) -> None:
+    assert complaints(page) == []
+
+
+def test_no_other_script_would_run(page: Path) -> None:
+    smuggled = page.with_name("smuggled.html")
+    text = page.read_text(encoding="utf-8")
+    smuggled.write_text(text.replace("</body>", "<script>document.title = 'taken'</script></body>"), encoding="utf-8")
+    assert any("Content Security Policy" in line for line in complaints(smuggled))
