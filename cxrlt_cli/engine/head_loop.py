@@ -21,7 +21,7 @@ from cxrlt_cli.contracts import UNKNOWN, Loss, Sampler
 from cxrlt_cli.engine.features import Features
 from cxrlt_cli.engine.head_job import AGAIN, HeadJob, head_logits, loss_of, metrics_line
 from cxrlt_cli.engine.plan import Plan, epoch_order
-from cxrlt_cli.engine.sampling import build_sampler, expected_draws
+from cxrlt_cli.engine.sampling import build_sampler, expected_draws, preference
 from cxrlt_cli.engine.signals import leave_if_asked
 from cxrlt_cli.errors import TrainingError
 from cxrlt_cli.events import Advanced, EpochEnded, Finished, Started
@@ -199,24 +199,14 @@ class _Links:
         self._link: Link | None = None
 
     def at(self, epoch: int, progress: float) -> Link | None:
-        """The link of the loss with the weights of a share of the run, and with an epoch's draws taken back.
-
-        A class whose positives are drawn k times as often as its negatives is learnt as if its positives weighed k.
-        That is exact where the draws depend on this class's label alone, and close where they depend on others too.
-        """
+        """The link of the loss with the weights of a share of the run, and with an epoch's draws taken back."""
         cohort, loop = self._job.cohort, self._loop
-        drawn = expected_draws(loop.sampler, cohort.labels, loop.plan, epoch).images
-        factors = np.stack([_mean_draws(drawn, cohort.labels == label) for label in (1, 0)])
-        weights = np.stack(class_weights(cohort.stats, self._job.recipe.reweight, progress)) * factors
+        preferred = preference(expected_draws(loop.sampler, cohort.labels, loop.plan, epoch), cohort.labels)
+        weights = np.stack(class_weights(cohort.stats, self._job.recipe.reweight, progress))
+        weights[0] *= preferred
         if self._weights is None or not np.allclose(weights, self._weights, rtol=1e-9):
             self._weights, self._link = weights, derive(cast("Loss", loop.loss), weights[0], weights[1])
         return self._link
-
-
-def _mean_draws(drawn: npt.NDArray[np.float64], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Mean draws (C,) of the chosen (N, C) images of each class; 1 where there is none, or none is ever drawn."""
-    means = (drawn @ chosen) / np.maximum(chosen.sum(axis=0), 1)
-    return np.where(means > 0, means, 1.0)
 
 
 def _start_at_priors(job: HeadJob, head: nn.Module, link: Link | None) -> None:

@@ -54,7 +54,7 @@ def judge(job: Job, parts: Parts, step: int, when: str, emit: Emit) -> Verdict:
         TrainingError: outputs are not finite.
     """
     train = job.recipe.train
-    link = link_at(parts.loss, parts.rows.stats, job.recipe, (step - 1) / parts.plan.total)
+    link = link_at(parts.loss, parts.rows, job.recipe, sampler=parts.sampler, plan=parts.plan, step=step - 1)
     setting = Setting(job.device, parts.size, train.eval_batch_size or train.batch_size, train.precision, "dev")
     logits = infer(parts.model, parts.reader, parts.rows.dev, setting, world=job.world, emit=emit)[0]
     metrics = share(_metrics(job, parts, logits, link, when) if job.world.first else None, job.world)

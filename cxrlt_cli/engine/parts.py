@@ -18,7 +18,7 @@ from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.data.shards import Reader
 from cxrlt_cli.engine.distributed import World, synchronise_norms, wrap
 from cxrlt_cli.engine.plan import Plan, make_plan
-from cxrlt_cli.engine.sampling import build_sampler
+from cxrlt_cli.engine.sampling import build_sampler, expected_draws, preference
 from cxrlt_cli.engine.targets import smoothing_level
 from cxrlt_cli.errors import DataError, PluginError
 from cxrlt_cli.events import Emit, Notice
@@ -113,7 +113,8 @@ def assemble(job: Job, emit: Emit) -> Parts:
     plan = make_plan(sampler, recipe.train, job.world.size)
     loss = cast("nn.Module", build("losses", recipe.loss, rows.stats)).to(device)
     model = build_classifier(recipe.model, rows.stats, size)
-    _start_at_priors(model, recipe, loss, rows.stats, emit)
+    link = link_at(cast("Loss", loss), rows, recipe, sampler=sampler, plan=plan, step=0)
+    _start_at_priors(model, recipe, rows.stats, link, emit)
     model = _placed(model, job)
     _try_out(model, recipe, rows.stats, size, device)
     _warn_of_norms(model, job, emit)
@@ -250,10 +251,9 @@ def image_size(prepared: Prepared, recipe: Recipe) -> int:
     return size
 
 
-def _start_at_priors(model: Classifier, recipe: Recipe, loss: nn.Module, stats: ClassStats, emit: Emit) -> None:
+def _start_at_priors(model: Classifier, recipe: Recipe, stats: ClassStats, link: Link | None, emit: Emit) -> None:
     if recipe.model.init_bias == "zero":
         return
-    link = link_at(cast("Loss", loss), stats, recipe, 0.0)
     if link is None:
         emit(Notice("the loss has no posterior link: the head starts at zero instead of the class priors", "detail"))
         return
@@ -262,13 +262,17 @@ def _start_at_priors(model: Classifier, recipe: Recipe, loss: nn.Module, stats: 
     set_bias(model.head, torch.from_numpy(start).float())
 
 
-def link_at(loss: Loss, stats: ClassStats, recipe: Recipe, progress: float) -> Link | None:
-    """The posterior link of the loss with the weights in force at a share of the run, label smoothing undone."""
-    positives, negatives = class_weights(stats, recipe.reweight, progress)
-    link = derive(loss, positives, negatives)
+def link_at(loss: Loss, rows: Rows, recipe: Recipe, *, sampler: Sampler, plan: Plan, step: int) -> Link | None:
+    """The posterior link of the loss at a step, with what is not the patients' doing taken back.
+
+    That is: the class weights in force, the sampler's preference for positives, and label smoothing.
+    """
+    positives, negatives = class_weights(rows.stats, recipe.reweight, step / plan.total)
+    preferred = preference(expected_draws(sampler, rows.labels, plan, step // plan.steps), rows.labels)
+    link = derive(loss, positives * preferred, negatives)
     if link is None:
         return None
-    return unsmoothed(link, recipe.train.label_smoothing, smoothing_level(stats, recipe.train))
+    return unsmoothed(link, recipe.train.label_smoothing, smoothing_level(rows.stats, recipe.train))
 
 
 def model_card(job: Job, parts: Parts, link: Link | None, epoch: int, score: float) -> ModelCard:

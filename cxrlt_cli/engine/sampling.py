@@ -85,6 +85,25 @@ def expected_draws(sampler: Sampler, labels: npt.NDArray[np.int8], plan: Plan, e
     return Draws(images, drawn, np.divide(drawn, share, out=np.full(len(share), np.nan), where=share > 0))
 
 
+def preference(draws: Draws, labels: npt.NDArray[np.int8]) -> Floats:
+    """How many times as often a positive of each class is drawn as a negative (C,); 1 where one of them never is.
+
+    A class whose positives are drawn k times as often is learnt as if its positives weighed k, so the posterior link
+    takes k back. That is exact where the draws depend on this class's label alone, and close where on others too.
+
+    Args:
+        draws: of the epoch.
+        labels: (N, C) 1, 0 or -1 of the training images.
+    """
+    positive, negative = (_mean(draws.images, labels == side) for side in (1, 0))
+    both = (positive > 0) & (negative > 0)
+    return np.divide(positive, negative, out=np.ones(len(positive)), where=both)
+
+
+def _mean(images: Floats, chosen: npt.NDArray[np.bool_]) -> Floats:
+    return np.asarray((images @ chosen) / np.maximum(chosen.sum(axis=0), 1))
+
+
 def _of_images(sampler: Sampler, count: int, epoch: int) -> Floats:
     expected = getattr(sampler, "expected", None)
     if expected is not None:

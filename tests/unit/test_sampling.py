@@ -10,10 +10,12 @@ from factories import make_dataset
 
 from cxrlt_cli.commands.expected import Expectation, as_table, drawn, expectation
 from cxrlt_cli.contracts import ClassStats
+from cxrlt_cli.engine.parts import Rows, link_at
 from cxrlt_cli.engine.plan import Plan
-from cxrlt_cli.engine.sampling import Draws, build_sampler, expected_draws
+from cxrlt_cli.engine.sampling import Draws, build_sampler, expected_draws, preference
 from cxrlt_cli.errors import PluginError
 from cxrlt_cli.recipe.schema import Data, Model, PluginRef, Recipe, Train
+from cxrlt_cli.registry import build
 
 LABELS = np.array([[1, 0, 0]] * 8 + [[1, 1, 0]] * 2 + [[0, 0, -1]] * 10, np.int8)
 STATS = ClassStats(("Effusion", "Mass", "Hernia"), (10, 2, 0), (10, 18, 10))
@@ -138,3 +140,27 @@ def test_data_holds_every_class_in_its_order() -> None:
     assert [row["class"] for row in data["classes"]] == [f"c{n}" for n in range(30)]
     assert data["classes"][0]["last_epoch"] == {"positives": 0, "ratio": None}
     assert (data["sampler"], data["images"], data["never_drawn"]) == ("class-aware", 100, 1)
+
+
+def test_the_preference_of_a_sampler_by_hand() -> None:
+    labels = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, -1, 0]], np.int8)
+    draws = Draws(np.array([3.0, 1.0, 0.5, 1.5]), np.zeros(3), np.zeros(3))
+    # class 0: (3 + 1) / 2 against (0.5 + 1.5) / 2; class 1: 3 against (1 + 0.5) / 2; class 2 has no positive
+    np.testing.assert_allclose(preference(draws, labels), [2.0, 4.0, 1.0])
+
+
+def test_the_link_takes_the_preference_of_the_sampler_back() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((400, 3)) < (0.5, 0.1, 0.02)).astype(np.int8)
+    stats = ClassStats(("a", "b", "c"), tuple(labels.sum(axis=0).tolist()), tuple((1 - labels).sum(axis=0).tolist()))
+    rows = Rows(np.arange(400), np.arange(0), labels, labels[:0], stats)
+    plan, owners = Plan(40, 1, 2, 10), [str(row) for row in range(400)]
+    recipe = Recipe(data=Data(path="."), model=Model(backbone=PluginRef(name="timm")))
+    loss = build("losses", "bce", stats)
+    for name, changed in (("uniform", False), ("class-aware", True)):
+        sampler = build_sampler(name, labels, stats, owners, seed=0, epochs=2)
+        link = link_at(loss, rows, recipe, sampler=sampler, plan=plan, step=0)
+        assert link is not None
+        wanted = -np.log(preference(expected_draws(sampler, labels, plan, 0), labels))
+        np.testing.assert_allclose(link.log_odds_of(np.zeros((1, 3)))[0], wanted, atol=1e-4)
+        assert (abs(wanted[2]) > 1) == changed
