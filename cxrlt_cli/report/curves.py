@@ -159,7 +159,8 @@ class Rare:
     says: str
 
 
-_TALL, _FOOT = 320, 34
+#: Height of the picture, of what is below the axis and of what is above 1, in pixels.
+_TALL, _FOOT, _SKY = 330, 34, 22
 #: Room for the labels of the upright axis and at the right edge, in per cent of the width.
 _START, _END = 5.0, 98.5
 _EDGES = (0.01, 0.1)
@@ -180,7 +181,7 @@ def long_tail(rows: Sequence[Rare]) -> str:
         return _START + (_END - _START) * math.log(max(share, first) / first) / math.log(1 / first)
 
     def y(value: float) -> float:
-        return 8 + (1 - value) * (_TALL - _FOOT - 8)
+        return _SKY + (1 - value) * (_TALL - _FOOT - _SKY)
 
     marks = [*_bands(x), *_scales(x, y, first)]
     for row in (row for row in rows if not math.isnan(row.value)):

@@ -50,6 +50,7 @@ def timm_network(model: str, head: dict[str, Any] | None = None) -> Classifier:
         for name, parameter in made.head.named_parameters():
             if name.endswith("weight"):
                 parameter.normal_(std=1.0)
+            if name == "weight" and parameter.ndim == 2:
                 parameter[1] = -parameter[0]  # what speaks against one class speaks for the other
     return made.eval()
 
