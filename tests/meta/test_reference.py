@@ -247,7 +247,8 @@ def test_every_field_of_a_prepared_dataset_is_there(phantom: Path) -> None:
 def test_every_file_of_a_run_is_there(run: Path) -> None:
     text = section("The run directory")
     for path in run.rglob("*"):
-        name = str(path.relative_to(run)).replace("predictions/dev", "predictions/<split>")
+        name = str(path.relative_to(run)).replace("predictions/dev.", "predictions/<split>.")
+        name = re.sub(r"(?<=predictions/dev-epochs/)\d+", "<epoch>", name)
         assert path.is_dir() or f"`{name.replace('predictions/test', 'predictions/<split>')}`" in text, name
 
 

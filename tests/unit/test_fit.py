@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from cxrlt_cli.artifacts import read_card, read_lines, read_predictions
 from cxrlt_cli.data.manifest import load_prepared
+from cxrlt_cli.metrics import average_precision, mean_defined
 from cxrlt_cli.posterior import read_link
 
 Trained = Callable[..., Path]
@@ -49,6 +50,21 @@ def test_killed_and_continued_it_ends_in_the_same_weights(
     assert training.train(training.recipe(phantom), run) == [0]
     assert digest(run) == digest(whole)
     assert timeless(run) == timeless(whole)
+    assert all((run_epochs(run)[epoch] == logits).all() for epoch, logits in run_epochs(whole).items())
+
+
+def run_epochs(run: Path) -> dict[int, np.ndarray]:
+    """The logits of dev after every epoch."""
+    return {int(path.stem): np.load(path) for path in sorted((run / "predictions" / "dev-epochs").iterdir())}
+
+
+def test_what_each_epoch_said_about_dev_is_kept(phantom: Path, whole: Path) -> None:
+    prepared = load_prepared(phantom)
+    labels, kept = prepared.labels[prepared.rows("dev")], run_epochs(whole)
+    for line in read_lines(whole / "metrics.jsonl"):
+        score = mean_defined(average_precision(labels, kept.pop(line["epoch"])))
+        assert score == pytest.approx(line["macro_ap"], abs=1e-12)
+    assert not kept
 
 
 def test_without_saves_within_an_epoch_the_epoch_is_repeated(phantom: Path, whole: Path, tmp_path: Path) -> None:

@@ -68,9 +68,9 @@ def test_coverage() -> None:
     figures = ("macro_ap", "macro_auroc", "macro_f1")
     inside = dict.fromkeys(figures, 0)
     plain, corrected = [], []
-    for seed in range(60):
+    for seed in range(40):
         dev, target, real = simulated(seed)
-        found = gap(dev, target, resamples=200, seed=seed)
+        found = gap(dev, target, resamples=100, seed=seed)
         truth = shown(real, found)
         for name in figures:
             ends = found.waterfalls[name].prediction
@@ -78,7 +78,7 @@ def test_coverage() -> None:
             inside[name] += ends[0] <= truth[name] <= ends[1]
         plain.append(found.waterfalls["macro_ap"].start - truth["macro_ap"])
         corrected.append(found.waterfalls["macro_ap"].expected - truth["macro_ap"])
-    assert min(inside.values()) >= 53  # binomial(60, 0.95) is lower in one case of a hundred and fifty
+    assert min(inside.values()) >= 35  # binomial(40, 0.95) is lower in one case of seventy
     assert abs(np.mean(corrected)) < 0.012
     assert abs(np.mean(plain)) > 0.08
 

@@ -28,6 +28,8 @@ from cxrlt_cli.metrics import average_precision, mean_defined
 Labels = npt.NDArray[np.int8]
 Rows = npt.NDArray[np.int64]
 
+#: Share of the target's images whose view dev may lack: they are passed over.
+FEW_VIEWS = 0.05
 #: Columns of a dataset that hold better labels than those of the class after the colon.
 EXACT = "true:"
 
@@ -230,12 +232,26 @@ def _target(
     if not len(rows):
         why["views"] = why["size"] = f"the dataset has no split {sought.target!r}"
         return Target(prevalence=prevalence, why=why), None, ()
-    views = Counter(column(prepared.frame, "view", rows))
-    if set(views) == {""}:
-        why["views"] = "the dataset does not know its views"
-    shares = None if "views" in why else {name: count / len(rows) for name, count in views.items()}
+    shares = _views(column(prepared.frame, "view", rows), sought, prepared, run, why)
     notes = () if prevalence is None else (f"prevalence of {sought.target}: {source}",)
     return Target(len(rows), prevalence, shares, why), real, notes
+
+
+def _views(
+    there: Sequence[str], sought: Sought, prepared: Prepared, run: OpenRun, why: dict[str, str]
+) -> dict[str, float] | None:
+    """The target's share of each view, where the images of dev can stand for them."""
+    here = set(column(prepared.frame, "view", split_rows(run, prepared, sought.split, silent)))
+    if set(there) == {""}:
+        why["views"] = "the dataset does not know its views"
+        return None
+    shares = {name: count / len(there) for name, count in Counter(there).items()}
+    lacking = {name: share for name, share in shares.items() if name not in here}
+    if sum(lacking.values()) > FEW_VIEWS:
+        named = ", ".join(name or "not stated" for name in sorted(lacking))
+        why["views"] = f"{sought.split} has none of the views {named}, {sum(lacking.values()):.0%} of {sought.target}"
+        return None
+    return {name: share for name, share in shares.items() if name in here}
 
 
 def _real(

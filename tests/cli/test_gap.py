@@ -1,0 +1,185 @@
+"""``cxrlt evaluate --gap`` as users meet it: the waterfall, where its inputs are from, and what is not estimated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import factories
+import numpy as np
+import pytest
+
+from cxrlt_cli.artifacts import RunDir, read_predictions, write_lines
+from cxrlt_cli.commands.evaluate import gap_run
+from cxrlt_cli.commands.evaluate.gap_show import gap_waterfall
+from cxrlt_cli.data.manifest import Prepared
+from cxrlt_cli.gap import COMPONENTS
+from cxrlt_cli.metrics import average_precision, mean_defined
+
+Cxrlt = Callable[..., Any]
+COUNT = 400
+KEPT = 3  # the epoch of ``factories.make_card``
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, Path]:
+    """A dataset, and a run on it with predictions of dev and test and with its epochs; tests copy the run."""
+    root = tmp_path_factory.mktemp("gap")
+    prepared = factories.make_dataset(root / "data", count=COUNT)
+    run = factories.make_run(root / "run", prepared, weights=False)
+    kept = factories.write_logits(run, prepared, "dev").logits
+    factories.write_logits(run, prepared, "test", seed=1)
+    rng = np.random.default_rng(0)
+    write_epochs(run, prepared, [kept + rng.normal(size=kept.shape).astype(np.float32) for _ in range(2)] + [kept])
+    return prepared, run.path
+
+
+def write_epochs(run: RunDir, prepared: Prepared, logits: list[Any]) -> None:
+    """What training keeps of its epochs."""
+    labels, lines = prepared.labels[prepared.rows("dev")], []
+    for epoch, each in enumerate(logits, start=1):
+        run.epoch_logits(epoch).parent.mkdir(parents=True, exist_ok=True)
+        np.save(run.epoch_logits(epoch), each)
+        lines.append({"epoch": epoch, "macro_ap": float(mean_defined(average_precision(labels, each)))})
+    write_lines(run.metrics, lines)
+
+
+@pytest.fixture
+def prepared(made: tuple[Prepared, Path]) -> Prepared:
+    return made[0]
+
+
+@pytest.fixture
+def run(made: tuple[Prepared, Path], tmp_path: Path) -> RunDir:
+    return RunDir(Path(shutil.copytree(made[1], tmp_path / "runs" / "tiny")))
+
+
+def step(outcome: Any, name: str, figure: str = "macro_ap") -> dict[str, Any]:
+    found: dict[str, Any] = next(each for each in outcome["gap"][figure]["steps"] if each["name"] == name)
+    return found
+
+
+def test_the_waterfall_adds_up_and_meets_the_test_score(cxrlt: Cxrlt, run: RunDir) -> None:
+    told = cxrlt("evaluate", run.path, "--gap", "--resamples", "100", "--json").json
+    for figure in told["gap"].values():
+        changes = [each["change"] or 0 for each in figure["steps"]]
+        assert [each["name"] for each in figure["steps"]] == list(COMPONENTS)
+        assert figure["start"] + sum(changes) == pytest.approx(figure["expected"])
+        assert all(each["why"] for each in figure["steps"] if each["change"] is None)
+        assert figure["observed"] is not None
+    assert told["gap"]["macro_ap"]["observed_inside"]
+    assert step(told, "checkpoint")["change"] <= 0
+    assert sum(told["epochs_chosen"]) == pytest.approx(1)
+    assert step(told, "patients")["why"] == "0 by construction: no patient of these images is in training"
+    assert step(told, "labels")["change"] is None
+
+
+def test_people_read_it_from_top_to_bottom(cxrlt: Cxrlt, run: RunDir) -> None:
+    done = cxrlt("evaluate", run.path, "--gap", "--resamples", "50")
+    assert done.code == 0
+    shown = [line.strip() for line in done.out.splitlines()]
+    order = ["on dev", "best epoch chosen here", "prevalence as in test", "expected on test", "observed on test"]
+    places = [next(row for row, line in enumerate(shown) if line.startswith(start)) for start in order]
+    assert places == sorted(places)
+    assert "exact labels: not estimated: no exact labels are known; give them with --exact-labels." in done.out
+    assert max(len(line) for line in shown if "  " in line) <= 100  # the tables; sentences wrap by themselves
+
+
+def test_no_torch_is_loaded(run: RunDir, prepared: Prepared) -> None:
+    code = "import sys; from cxrlt_cli.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    arguments = ["evaluate", str(run.path), "--gap", "--resamples", "20", "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["target"] == "test"
+
+
+def test_exact_labels_from_a_table(cxrlt: Cxrlt, run: RunDir, prepared: Prepared, tmp_path: Path) -> None:
+    """A reader who disagrees about every third image of dev with effusion."""
+    rows = prepared.rows("dev")
+    effusion = prepared.labels[rows, 0].copy()
+    effusion[np.flatnonzero(effusion == 1)[::3]] = 0
+    names = prepared.frame["image_id"].iloc[rows].tolist()
+    table = tmp_path / "exact.csv"
+    table.write_text("image_id,effusion\n" + "".join(f"{n},{v}\n" for n, v in zip(names, effusion, strict=True)))
+    told = cxrlt("evaluate", run.path, "--gap", "--resamples", "50", "--exact-labels", table, "--json").json
+    assert step(told, "labels")["change"] < -0.01
+    assert told["notes"][0] == f"exact labels: {table}"
+    table.write_text("image_id,oedema\n" + "".join(f"{n},0\n" for n in names))
+    refused = cxrlt("evaluate", run.path, "--gap", "--exact-labels", table)
+    assert refused.code == 3
+    assert "holds no column of labels for a class of the run" in refused.err
+
+
+def test_a_stated_prevalence(cxrlt: Cxrlt, run: RunDir) -> None:
+    def asked(share: str) -> Any:
+        stated = ("--target-prevalence", f"effusion={share},nodule=0.3")
+        return cxrlt("evaluate", run.path, "--gap", "--resamples", "50", "--json", *stated).json
+
+    low, high = asked("0.1"), asked("0.9")
+    assert step(low, "prevalence")["change"] < 0 < step(high, "prevalence")["change"]
+    assert step(low, "prevalence", "macro_auroc")["change"] == pytest.approx(0, abs=1e-12)
+    assert "prevalence of test: as stated" in low["notes"]
+
+
+def test_a_target_without_labels(cxrlt: Cxrlt, tmp_path: Path) -> None:
+    """Its prevalence is estimated from predictions where these are there, and said to be unknown where not."""
+    whole = factories.make_dataset(tmp_path / "whole", count=COUNT)
+    labels = whole.labels.copy()
+    labels[whole.rows("test")] = -1
+    prepared = factories.make_dataset(tmp_path / "data", count=COUNT, labels=labels)
+    run = factories.make_run(tmp_path / "runs" / "blind", prepared, weights=False)
+    factories.write_logits(run, prepared, "dev")
+    told = cxrlt("evaluate", run.path, "--gap", "--resamples", "50", "--json").json
+    assert step(told, "prevalence")["change"] is None
+    assert "cxrlt predict RUN --split test" in step(told, "prevalence")["why"]
+    assert told["gap"]["macro_ap"]["observed"] is None
+    assert told["gap"]["macro_ap"]["prediction"] is not None  # how many images there are is known
+    factories.write_logits(run, prepared, "test", seed=1)
+    told = cxrlt("evaluate", run.path, "--gap", "--resamples", "50", "--json").json
+    assert step(told, "prevalence")["change"] is not None
+    assert "prevalence of test: estimated from its predictions" in told["notes"]
+
+
+@pytest.mark.parametrize("harm", ["absent", "of another training", "damaged", "average"])
+def test_epochs_that_cannot_be_used(harm: str, cxrlt: Cxrlt, run: RunDir) -> None:
+    first = run.epoch_logits(1)
+    if harm == "absent":
+        first.unlink()
+    elif harm == "of another training":
+        np.save(first, -np.load(first))
+    elif harm == "damaged":
+        first.write_bytes(first.read_bytes()[:200])
+    else:
+        run.run_json.write_text(json.dumps({**run.info(), "average": {"kind": "swa", "epochs": [1, 2]}}))
+    told = cxrlt("evaluate", run.path, "--gap", "--resamples", "20", "--json").json
+    assert step(told, "checkpoint")["change"] is None
+    assert ("average of epochs" if harm == "average" else "dev-epochs") in step(told, "checkpoint")["why"]
+    assert told["epochs_chosen"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--resamples", "1"), "1 resamples are too few for --gap"),
+        (("--split", "test"), "'test' is on both sides of the gap"),
+        (("second",), "--gap takes one run"),
+        (("--target-prevalence", "efusion=0.1"), "Did you mean 'effusion'?"),
+    ],
+)
+def test_what_is_refused(arguments: tuple[str, ...], message: str, cxrlt: Cxrlt, run: RunDir) -> None:
+    done = cxrlt("evaluate", run.path, *arguments, "--gap")
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_reports_get_the_same_numbers(run: RunDir) -> None:
+    found = gap_run.explained([run.path], gap_run.Sought(), resamples=20)
+    drawn = gap_waterfall(found, "macro_ap")
+    assert drawn["heading"] == "mAP"
+    assert drawn["expected"] == found.gap.waterfalls["macro_ap"].expected
+    json.dumps(drawn, allow_nan=False)
+    assert len(read_predictions(run.predictions("dev")).image_id) == COUNT // 4
