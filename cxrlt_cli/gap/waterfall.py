@@ -30,12 +30,12 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.bootstrap import interval, on_logit_scale
+from cxrlt_cli.bootstrap import interval, on_logit_scale, replicates
 from cxrlt_cli.bootstrap.draws import Clusters, clusters, weights
 from cxrlt_cli.gap.choice import Choice, optimism
 from cxrlt_cli.gap.evidence import Dev, Target, judged_classes, stages
 from cxrlt_cli.gap.figures import FIGURES, RANKING, Judged, point, resampled
-from cxrlt_cli.metrics import mean_defined
+from cxrlt_cli.metrics import average_precision, mean_defined
 
 Array = npt.NDArray[np.float64]
 
@@ -153,7 +153,7 @@ def gap(dev: Dev, target: Target, *, resamples: int = 1000, seed: int = 0) -> Ga
     times = weights(drawn, seed, 0, resamples)
     some, aim = dev.select(chosen), target.select(chosen)
     start = {name: float(mean_defined(values)) for name, values in point(_as_fitted(dev)).items()}
-    changes, choice = _changes(some, aim, drawn, times), _choice(dev, chosen, times)
+    changes, choice = _changes(some, aim, drawn, times), _choice(dev, chosen, resamples, seed)
     estimated = _Estimated(_leaving(dev, some, times), changes, choice, target.why)
     total = _total(some, times, changes)
     made = {}
@@ -240,15 +240,16 @@ def _more_positives(last: Judged, target: Target) -> Array:
     return np.asarray(np.maximum(share * (target.images or 0), 1) / np.maximum(positive, 1))
 
 
-def _choice(dev: Dev, chosen: npt.NDArray[np.bool_], times: npt.NDArray[np.uint8]) -> Choice | None:
+def _choice(dev: Dev, chosen: npt.NDArray[np.bool_], resamples: int, seed: int) -> Choice | None:
     """How far the choice of the epoch flatters; every class had a say in it, the judged ones are reported."""
     if dev.epochs is None:
         return None
-    each = [Judged(dev.labels, scores, *dev.honest) for scores in dev.epochs]
-    reps = [resampled(judged, times) for judged in each]
-    scores = [float(mean_defined(point(judged)["macro_ap"])) for judged in each]
-    figures = {name: np.stack([mean_defined(one[name][:, chosen]) for one in reps]) for name in RANKING}
-    return optimism(scores, np.stack([mean_defined(one["macro_ap"]) for one in reps]), figures, dev.kept)
+    reps = [replicates(dev.labels, each, dev.patients, resamples=resamples, seed=seed).per_class for each in dev.epochs]
+    scores = [float(mean_defined(average_precision(dev.labels, each))) for each in dev.epochs]
+    figures = {
+        f"macro_{name}": np.stack([mean_defined(one[name][:, chosen]) for one in reps]) for name in ("ap", "auroc")
+    }
+    return optimism(scores, np.stack([mean_defined(one["ap"]) for one in reps]), figures, dev.kept)
 
 
 # -- adding up -----------------------------------------------------------------------------------------------------
