@@ -104,6 +104,8 @@ class Loss(Protocol):
 
     ``pointwise`` is true when the loss is a sum over entries (i, c) of a function of that entry's logit, target and
     class alone. Only such a loss has a posterior link; when the attribute is missing, it is taken as true and checked.
+    ``stateful`` (default false) is true when the loss remembers earlier batches: in buffers, which change in training
+    mode only and are saved with the run.
     """
 
     def __call__(self, logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ def test_out_of_memory_names_the_batch_and_what_to_try(workplace: Path, cxrlt, m
     def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("cxrlt_cli.engine.fit._train_step", exhausted)
+    monkeypatch.setattr("cxrlt_cli.engine.fit.train_step", exhausted)
     outcome = cxrlt("train", "tiny.yaml")
     assert outcome.code == 6
     assert "train.batch_size 10" in outcome.err
