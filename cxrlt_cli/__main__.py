@@ -9,7 +9,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """Let the kernel send SIGTERM when the sweep that started this process is killed, so that nothing trains on alone."""
+    """Let the kernel send SIGTERM when the sweep that started this process is killed: nothing trains on alone."""
     if os.environ.pop("CXRLT_END_WITH_PARENT", ""):
         import ctypes
 

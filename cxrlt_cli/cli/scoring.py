@@ -74,8 +74,9 @@ def evaluate(
 
     if gap:
         from cxrlt_cli.commands.evaluate import gap_run
+        from cxrlt_cli.commands.evaluate.gap_inputs import Sought
 
-        sought = gap_run.Sought(split, target, data, tta, exact_labels, target_prevalence)
+        sought = Sought(split, target, data, tta, exact_labels, target_prevalence)
         return gap_run.run(runs or [], sought, resamples=resamples, seed=seed, emit=emit)
     wanted = command.Wanted(report, no_report, heatmaps)
     if predictions is None and labels is None and train_labels is None:
