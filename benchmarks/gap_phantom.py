@@ -43,8 +43,7 @@ data: {{path: {data}}}
 model: {{backbone: {{name: timm, model: test_resnet, pretrained: false}}, head: linear, in_chans: 1}}
 loss: bce
 optim: {{lr: 2e-3}}
-train: {{epochs: {epochs}, batch_size: 16, precision: fp32}}
-seed: {seed}
+train: {{epochs: {epochs}, batch_size: 16, precision: fp32, seed: {seed}}}
 """
 #: Labels are noisier and rare findings more frequent than by default, so that most classes can be judged.
 COHORT = ("--miss", "0.2", "--spurious", "0.1", "--floor", "0.02")
