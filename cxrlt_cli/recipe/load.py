@@ -103,7 +103,7 @@ def load(
         UsageError, PluginError: as ``load_recipe``.
     """
     path = locate(source, beside)
-    root, problems = _tree(path, str(source) if path == Path(source) else str(path), ())
+    root, problems = _read(path, source)
     if (found := form_of(root)) is not form:
         raise UsageError(f"is {found.noun}, not {form.noun}", where=str(source), cure=f"It is for `{found.usage}`.")
     for override in overrides:
@@ -112,8 +112,17 @@ def load(
         problems.extend(wrong)
     for node in overlays:
         root = _merge(root, node)
+    return _checked(form, path, root, problems, plugins=plugins)
+
+
+def _read(path: Path, source: Source) -> tuple[Node, list[Problem]]:
+    """The tree of a document, called in messages what the user called it. Read once: it may be a pipe."""
+    return _tree(path, str(source) if path == Path(source) else str(path), ())
+
+
+def _checked(form: Form[M], path: Path, root: Node, problems: list[Problem], *, plugins: bool) -> Loaded[M]:
     value, wrong = _validate(root, form, default_name=_name_of(path))
-    problems.extend([*wrong, *(_plugin_problems(root, form) if plugins else ())])
+    problems = [*problems, *wrong, *(_plugin_problems(root, form) if plugins else ())]
     if problems or value is None:
         raise error_of(problems)
     return Loaded(value, root, path)
@@ -128,8 +137,8 @@ def form_of(root: Node) -> Form[Any]:
 def load_any(source: Source) -> Loaded[Any]:
     """A document of whatever kind, checked as ``load`` does."""
     path = locate(source)
-    root, _ = _tree(path, str(path), ())
-    return load(form_of(root), source)
+    root, problems = _read(path, source)
+    return _checked(form_of(root), path, root, problems, plugins=True)
 
 
 def kind_of(path: Path) -> str:
