@@ -67,6 +67,7 @@ def prepare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check, write nothing.")] = False,
     options: dict[str, object],
 ) -> Result:
+    """What every source has in common; ``source_command`` adds the options of the source itself."""
     from cxrlt_cli.commands.prepare import run
 
     return run(

@@ -46,6 +46,7 @@ def hits(ranked: Ranked) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
 
 
 def average_precision_of(ranked: Ranked) -> float:
+    """Average precision of one sorted class, as ``average_precision`` gives it; nan without positives."""
     reached, gained = hits(ranked)
     if not reached.size or not reached[-1]:
         return math.nan
@@ -53,6 +54,7 @@ def average_precision_of(ranked: Ranked) -> float:
 
 
 def auroc_of(ranked: Ranked) -> float:
+    """Area under the ROC curve of one sorted class, as ``auroc`` gives it; nan without positives or negatives."""
     reached, gained = hits(ranked)
     positives = int(reached[-1]) if reached.size else 0
     negatives = len(ranked.order) - positives
