@@ -100,12 +100,8 @@ def test_help_lists_the_commands_in_the_order_of_their_use(cxrlt: Any) -> None:
     done = cxrlt("--help")
     assert done.code == 0
     commands = [line.split()[0] for line in done.out.partition("Commands:")[2].splitlines() if line.strip()]
-    assert commands == ["prepare", "train", "evaluate", "predict", "doctor", "plugins", "recipe", "runs"]
-
-
-def test_commands_that_do_not_exist_yet_are_not_registered(cxrlt: Any) -> None:
-    for name in ("retrain-head", "ensemble"):
-        assert cxrlt(name).code == 2
+    use = ["prepare", "train", "retrain-head", "sweep", "evaluate", "predict", "decide", "ensemble"]
+    assert commands == [*use, "doctor", "plugins", "recipe", "runs"]
 
 
 @pytest.mark.parametrize("arguments", [(), ("train",), ("plugins",), ("recipe", "show"), ("prepare",)])
@@ -165,16 +161,31 @@ def test_train_has_defaults(cxrlt: Any, stand_in: Any) -> None:
     assert options == {"out": None, "fresh": False, "devices": None, "device": "auto", "dry_run": False}
 
 
-def test_evaluate_passes_everything_on(cxrlt: Any, stand_in: Any) -> None:
-    evaluate = stand_in("evaluate")
-    assert cxrlt("evaluate", "a", "b", "--split", "test", "--absent", "zero", "--data", "d").code == 0
-    assert evaluate.call == (([Path("a"), Path("b")],), {"split": "test", "absent": "zero", "data": Path("d")})
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Records what ``commands.evaluate.run`` is asked."""
+    recorder = Recorder(None)
+    monkeypatch.setattr("cxrlt_cli.commands.evaluate.run", recorder.run)
+    return recorder
 
 
-def test_evaluate_takes_the_newest_run_and_dev(cxrlt: Any, stand_in: Any) -> None:
-    evaluate = stand_in("evaluate")
-    cxrlt("evaluate", "--split", "dev")
-    assert evaluate.call == (([],), {"split": "dev", "absent": "skip", "data": None})
+def test_evaluate_passes_everything_on(cxrlt: Any, evaluated: Recorder) -> None:
+    line = (
+        "evaluate a b --split test --absent zero --data d --tta flip --resamples 7 --seed 3 --report r.html --heatmaps"
+    )
+    assert cxrlt(*line.split()).code == 0
+    (runs,), options = evaluated.call
+    wanted = options.pop("report")
+    assert (wanted.file, wanted.none, wanted.heatmaps) == (Path("r.html"), False, True)
+    assert runs == [Path("a"), Path("b")]
+    expected = {"split": "test", "absent": "zero", "data": Path("d"), "tta": "flip", "resamples": 7, "seed": 3}
+    assert options == expected
+
+
+def test_evaluate_takes_the_newest_run_and_dev(cxrlt: Any, evaluated: Recorder) -> None:
+    assert cxrlt("evaluate", "--split", "dev").code == 0
+    (runs,), options = evaluated.call
+    assert (runs, options["split"], options["absent"], options["resamples"]) == ([], "dev", "skip", 1000)
 
 
 def test_evaluate_refuses_another_policy(cxrlt: Any, stand_in: Any) -> None:
@@ -188,6 +199,7 @@ def test_predict_passes_everything_on(cxrlt: Any, stand_in: Any, tmp_path: Path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").touch()
     line = "predict run --split test --tta flip --force -o p.csv --submission --data d --device cuda:1 --batch-size 8"
+    line += " --calibration beta --threshold 0.3 --target-prevalence estimate"
     assert cxrlt(*line.split()).code == 0
     assert predict.call == (
         (Path("run"), []),
@@ -200,6 +212,9 @@ def test_predict_passes_everything_on(cxrlt: Any, stand_in: Any, tmp_path: Path)
             "data": Path("d"),
             "device": "cuda:1",
             "batch_size": 8,
+            "calibration": "beta",
+            "threshold": "0.3",
+            "target_prevalence": "estimate",
         },
     )
 
