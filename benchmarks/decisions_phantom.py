@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.artifacts import read_predictions
-from cxrlt_cli.bootstrap import interval_of, paired, replicates
+from cxrlt_cli.bootstrap import Resampled, paired, replicates
 from cxrlt_cli.calibration import fit_calibration
 from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, open_run, split_rows
 from cxrlt_cli.commands.run_decisions import decisions_of
@@ -79,9 +79,7 @@ def measure(path: Path, resamples: int, seed: int) -> dict[str, Any]:
         "resamples": resamples,
         "macro_ap": point["default"]["macro_ap"],
         "stages": {
-            name: {
-                figure: with_interval(figure, point[name][figure], drawn[name][figure]) for figure in FIGURES.values()
-            }
+            name: {figure: with_interval(point[name][figure], drawn[name][figure]) for figure in FIGURES.values()}
             for name in made
         },
         "gain": {
@@ -132,12 +130,12 @@ def stages(run: OpenRun, labels: npt.NDArray[np.int8], logits: npt.NDArray[np.fl
     }
 
 
-def with_interval(figure: str, point: float, drawn: Array) -> list[float]:
+def with_interval(point: float, drawn: Resampled) -> list[float]:
     """Value, lower and upper end."""
-    return [round(float(value), 5) for value in (point, *interval_of(figure, point, drawn))]
+    return [round(float(value), 5) for value in (point, *drawn.interval(point))]
 
 
-def difference(after: float, before: float, after_drawn: Array, before_drawn: Array) -> list[float]:
+def difference(after: float, before: float, after_drawn: Resampled, before_drawn: Resampled) -> list[float]:
     """The difference, lower and upper end of its interval, and the smallest one that could have been found."""
     found = paired(after, before, after_drawn, before_drawn)
     return [round(float(value), 5) for value in (found.value, found.low, found.high, found.detectable)]

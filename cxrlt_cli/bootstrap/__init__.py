@@ -4,17 +4,18 @@ numpy only. Patients are the clusters, since images of one patient are alike; a 
 image, so nothing is sorted twice (DESIGN 11).
 """
 
-from .inference import Difference, holm, interval, interval_of, on_logit_scale, paired, reflected
+from .inference import NOTABLE_BIAS, Difference, Resampled, holm, interval, on_logit_scale, paired, pooled
 from .resampling import Replicates, replicates
 
 __all__ = [
+    "NOTABLE_BIAS",
     "Difference",
     "Replicates",
+    "Resampled",
     "holm",
     "interval",
-    "interval_of",
     "on_logit_scale",
     "paired",
-    "reflected",
+    "pooled",
     "replicates",
 ]

@@ -23,6 +23,10 @@ class Clusters:
     of_image: npt.NDArray[np.int64]
     count: int
 
+    def having(self, images: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """How many patients have a true image, by column: (N, C) -> (C,)."""
+        return np.array([len(np.unique(self.of_image[column])) for column in images.T], np.int64)
+
 
 def clusters(patients: Sequence[str] | npt.NDArray[np.generic]) -> Clusters:
     """Number the patients (N,), given as names or codes; the numbers depend on which there are, not on their order."""
@@ -43,6 +47,16 @@ def weights(patients: Clusters, seed: int, first: int, last: int) -> Weights:
         times = np.bincount(_draws(patients.count, seed, number), minlength=patients.count)
         np.take(times.astype(np.uint8), patients.of_image, out=made[row], mode="clip")
     return made
+
+
+def all_but_a_share(patients: Clusters, shares: int) -> Weights:
+    """Everybody once, then everybody but every ``shares``-th patient from the first on, from the second, and so on.
+
+    Returns:
+        (shares + 1, N) 1 or 0.
+    """
+    share = patients.of_image % shares
+    return np.concatenate([np.ones((1, len(share))), share != np.arange(shares)[:, None]]).astype(np.uint8)
 
 
 def _draws(count: int, seed: int, number: int) -> npt.NDArray[np.int64]:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cxrlt_cli.contracts import UNKNOWN
 from cxrlt_cli.metrics import NEED_POSITIVES, PER_CLASS, Absent, macro, members, rank
 
-from .draws import Weights, clusters, weights
-from .ranking import Thresholds, ranking_replicates, thresholds
+from .draws import Clusters, Weights, clusters, weights
+from .inference import Resampled, averaged, folded_bias, of_classes
+from .ranking import Thresholds, ap_jackknife, ranking_replicates, thresholds
 from .sums import Judged, sum_replicates
 
 Array = npt.NDArray[np.float64]
@@ -21,6 +23,8 @@ Labels = npt.NDArray[np.int8]
 
 #: Bytes of resampling weights that exist at a time.
 _BYTES = 192 << 20
+#: Calibration errors, and the differences whose absolute values they add up.
+_ERRORS = {"ece": "bins", "flat_ece": "flat_bins"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +40,20 @@ class Replicates:
         seed: of the draws.
     """
 
-    per_class: Mapping[str, Array]
-    overall: Mapping[str, Array]
-    groups: Mapping[str, Mapping[str, Array]]
+    per_class: Mapping[str, Resampled]
+    overall: Mapping[str, Resampled]
+    groups: Mapping[str, Mapping[str, Resampled]]
     patients: int
     seed: int
 
     @property
     def resamples(self) -> int:
         """R."""
-        return len(self.overall["macro_ap"])
+        return len(self.overall["macro_ap"].values)
 
     def undefined(self, name: str) -> Array:
         """(C,) share of the resamples in which a figure of a class has no value."""
-        values = np.isnan(self.per_class[name])
-        return np.asarray(values.mean(axis=0)) if len(values) else np.zeros(values.shape[1])
+        return np.asarray(np.isnan(self.per_class[name].values).mean(axis=0))
 
 
 def replicates(
@@ -106,11 +109,23 @@ def replicates(
         tick = _ticks(progress, first, last, 2 * len(ranked))
         parts.append(_chunk(judged, ranked, weights(drawn, seed, first, last), tick))
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    per_class = {name: found[name] for name in PER_CLASS if name in found}
+    found |= {name: np.abs(found[bins]).sum(axis=-1) for name, bins in _ERRORS.items() if bins in found}
+    bias = {name: folded_bias(found[bins]) for name, bins in _ERRORS.items() if bins in found}
+    bias["ap"], variance = ap_jackknife(ranked, drawn)
+    values = {name: found[name] for name in PER_CLASS if name in found}
     if absent == "zero":
-        per_class |= {name: np.nan_to_num(per_class[name], nan=0.0) for name in NEED_POSITIVES if name in per_class}
+        values |= {name: np.nan_to_num(values[name], nan=0.0) for name in NEED_POSITIVES if name in values}
+    counted = _patients(judged, drawn)
+    per_class = {name: _of_class(name, own, counted, bias) for name, own in values.items()}
     groups = {} if prevalence is None else members(prevalence, (labels == 1).sum(axis=0))
-    return Replicates(per_class, *_averages(found, per_class, groups), patients=drawn.count, seed=seed)
+    everything = np.ones(labels.shape[1], bool)
+    return Replicates(
+        per_class,
+        _averages(per_class, found["chance"], everything, bias, variance) | _of_all_entries(found, counted, bias),
+        {name: _averages(per_class, found["chance"], chosen, bias, variance) for name, chosen in groups.items()},
+        patients=drawn.count,
+        seed=seed,
+    )
 
 
 def _ticks(progress: Callable[[int], None] | None, first: int, last: int, steps: int) -> Callable[[], None]:
@@ -146,11 +161,50 @@ def _threads() -> int:
     return min(cores, int(stated)) if stated.isdecimal() and int(stated) else cores
 
 
+def _patients(judged: Judged, drawn: Clusters) -> dict[str, npt.NDArray[np.int64]]:
+    """How many patients decide about each class (C,): those with the finding or those without, whichever are fewer.
+
+    About precision ("called"), those in whom it is called; about the figures of all entries ("any"), those with any.
+    """
+    positive = drawn.having(judged.labels == 1)
+    made = {"": np.minimum(positive, drawn.having(judged.labels == 0))}
+    made["any"] = drawn.having((judged.labels == 1).any(axis=1, keepdims=True))[0]
+    if judged.decisions is not None:
+        made["called"] = drawn.having(judged.decisions & (judged.labels != UNKNOWN))
+    return made
+
+
+def _of_class(
+    name: str, values: Array, counted: Mapping[str, npt.NDArray[np.int64]], bias: Mapping[str, Array]
+) -> Resampled:
+    # AP's own bias is noise beside the spread of one class: only averages are moved by it
+    own = bias[name] if name == "ece" else 0.0
+    return of_classes(name, values, counted["called" if name == "precision" else ""], own)
+
+
 def _averages(
-    found: Mapping[str, Array], per_class: Mapping[str, Array], groups: Mapping[str, npt.NDArray[np.bool_]]
-) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
-    """Macro averages over all classes, with the pooled figures, and over each group."""
+    per_class: Mapping[str, Resampled],
+    chance: Array,
+    chosen: npt.NDArray[np.bool_],
+    bias: Mapping[str, Array],
+    variance_of_ap: Array,
+) -> dict[str, Resampled]:
+    """Macro averages over the chosen classes."""
+    averages = macro({name: one.values for name, one in per_class.items()}, chance, chosen)
+    made = {"chance_ap": Resampled("chance_ap", averages["chance_ap"])}
+    for name, one in per_class.items():
+        moved = bias[name][chosen] if name in bias else 0.0
+        variance = variance_of_ap[chosen] if name == "ap" else 0.0
+        made[f"macro_{name}"] = averaged(averages[f"macro_{name}"], one[chosen], moved, variance)
+    return made
+
+
+def _of_all_entries(
+    found: Mapping[str, Array], counted: Mapping[str, npt.NDArray[np.int64]], bias: Mapping[str, Array]
+) -> dict[str, Resampled]:
     pooled = {"micro_f1": "micro_f1", "micro_f1_at_half": "micro_f1_at_half", "ece": "flat_ece"}
-    overall = macro(per_class, found["chance"])
-    overall |= {name: found[kept] for name, kept in pooled.items() if kept in found}
-    return overall, {name: macro(per_class, found["chance"], chosen) for name, chosen in groups.items()}
+    return {
+        name: Resampled(name, found[kept], float(counted["any"]) - 1, bias=bias.get(kept, 0.0))
+        for name, kept in pooled.items()
+        if kept in found
+    }

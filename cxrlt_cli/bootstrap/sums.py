@@ -49,8 +49,9 @@ def sum_replicates(judged: Judged, weights: Weights, tick: Callable[[], None]) -
         tick: called after each class.
 
     Returns:
-        Figure -> (B, C), nan where undefined, as in ``metrics.PER_CLASS``; further "chance" (B, C), and "micro_f1" and
-        so on (B,) for the figures of all entries together.
+        Figure -> (B, C), nan where undefined, as in ``metrics.PER_CLASS``; further "chance" (B, C), "bins"
+        (B, C, BINS), label less posterior in each bin that the calibration error adds up, and for all entries together
+        "micro_f1" and so on (B,) and "flat_bins" (B, BINS).
     """
     parts: list[dict[str, Array]] = []
     counts: list[Array] = []
@@ -112,7 +113,7 @@ def _added_up(weights: Weights, matrix: Array) -> Array:
 
 
 def _figures(sums: Array, line: Array, judged: Judged) -> dict[str, Array]:
-    """The figures (B,) of one class from its sums (rows, B)."""
+    """The figures (B,) of one class, and its bins (B, BINS), from its sums (rows, B)."""
     known, positive = sums[_KNOWN], sums[_POSITIVE]
     with np.errstate(invalid="ignore", divide="ignore"):
         made = {"chance": positive / np.maximum(known, 1)}
@@ -129,7 +130,7 @@ def _figures(sums: Array, line: Array, judged: Judged) -> dict[str, Array]:
             made |= {
                 "f1_at_half": np.where(positive > 0, 2 * hit / (called + positive), np.nan),
                 "brier": sums[_SQUARE] / known,
-                "ece": np.abs(sums[_BINS]).sum(axis=0) / known,
+                "bins": (sums[_BINS] / known).T,
                 "slope": slope,
                 "intercept": intercept,
             }
@@ -159,9 +160,7 @@ def _pooled(judged: Judged, weights: Weights, counts: Array) -> dict[str, Array]
         if judged.posteriors is not None:
             f1 = 2 * counts[_HIT_AT_HALF] / (counts[_CALLED_AT_HALF] + positive)
             made["micro_f1_at_half"] = np.where(positive > 0, f1, np.nan)
-            made["flat_ece"] = (
-                np.abs(_added_up(weights, _flat_matrix(judged.labels, judged.posteriors))).sum(axis=0) / known
-            )
+            made["flat_bins"] = (_added_up(weights, _flat_matrix(judged.labels, judged.posteriors)) / known).T
     return made
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.bootstrap import Difference, holm, paired, replicates
+from cxrlt_cli.bootstrap import Difference, Resampled, holm, paired, replicates
 from cxrlt_cli.decisions import patient_codes, patient_folds
 from cxrlt_cli.metrics import average_precision, mean_defined
 
@@ -72,10 +72,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Macro AP of one set of outputs: on all images, and (R,) in resamples."""
+    """Macro AP of one set of outputs: on all images, and in resamples."""
 
     point: float
-    resampled: npt.NDArray[np.float64]
+    resampled: Resampled
 
     def over(self, other: _Measured) -> Difference:
         return paired(self.point, other.point, self.resampled, other.resampled)

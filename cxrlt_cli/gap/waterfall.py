@@ -247,9 +247,10 @@ def _choice(dev: Dev, chosen: npt.NDArray[np.bool_], resamples: int, seed: int) 
     reps = [replicates(dev.labels, each, dev.patients, resamples=resamples, seed=seed).per_class for each in dev.epochs]
     scores = [float(mean_defined(average_precision(dev.labels, each))) for each in dev.epochs]
     figures = {
-        f"macro_{name}": np.stack([mean_defined(one[name][:, chosen]) for one in reps]) for name in ("ap", "auroc")
+        f"macro_{name}": np.stack([mean_defined(one[name].values[:, chosen]) for one in reps])
+        for name in ("ap", "auroc")
     }
-    return optimism(scores, np.stack([mean_defined(one["ap"]) for one in reps]), figures, dev.kept)
+    return optimism(scores, np.stack([mean_defined(one["ap"].values) for one in reps]), figures, dev.kept)
 
 
 # -- adding up -----------------------------------------------------------------------------------------------------
@@ -342,8 +343,8 @@ def _summed(name: str, start: float, steps: Sequence[Step], errors: Sequence[Arr
 
 
 def _interval(name: str, value: float, errors: Array) -> tuple[float, float]:
+    reach = NormalDist().inv_cdf(0.975) * float(np.nanstd(errors, ddof=1))
     if name == "ece":
-        reach = NormalDist().inv_cdf(0.975) * float(np.nanstd(errors, ddof=1))
         return max(value - reach, 0.0), min(value + reach, 1.0)
-    low, high = on_logit_scale(value, value + errors)
+    low, high = on_logit_scale(value, reach)
     return float(low), float(high)

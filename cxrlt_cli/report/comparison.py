@@ -34,7 +34,7 @@ def render(judged: Sequence[Judged], contrasts: Sequence[Contrast], ran: Ran) ->
 def _run(judged: Judged) -> dict[str, Any]:
     reps = judged.replicates
     names = [name for _, name, _ in HEADLINE]
-    figures = [figure_of(name, judged.result.overall[name], reps.overall[name] if reps else None) for name in names]
+    figures = [figure_of(judged.result.overall[name], reps.overall[name] if reps else None) for name in names]
     return {"name": judged.name, "figures": figures}
 
 

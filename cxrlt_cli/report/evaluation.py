@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxrlt_cli.bootstrap import interval_of
+from cxrlt_cli.bootstrap import NOTABLE_BIAS, Resampled
 from cxrlt_cli.metrics import ALL_GROUPS, RARE
 from cxrlt_cli.report.contents import Array, Judged, Part, Pictures, Ran
 from cxrlt_cli.report.curves import Rare, interval_bar, long_tail
@@ -59,12 +59,9 @@ class Figure(NamedTuple):
         return "" if math.isnan(self.low) else f"{figure(self.low)} to {figure(self.high)}"
 
 
-def figure_of(name: str, value: float, reps: Array | None) -> Figure:
-    """A figure with the interval its replicates (R,) give; none where they show no spread."""
-    if reps is None or math.isnan(value):
-        return Figure(float(value))
-    low, high = interval_of(name, value, reps)
-    return Figure(float(value)) if low == high else Figure(float(value), float(low), float(high))
+def figure_of(value: float, drawn: Resampled | None) -> Figure:
+    """A figure with the interval its resamples give, where they give one."""
+    return Figure(float(value)) if drawn is None else Figure(float(value), *map(float, drawn.interval(value)))
 
 
 def render(judged: Judged, ran: Ran, mistakes: Sequence[Mistake], pictures: Pictures | None = None) -> str:
@@ -103,10 +100,12 @@ def _headline(judged: Judged) -> list[dict[str, Any]]:
     for label, name, meaning in HEADLINE:
         reps = judged.replicates.overall[name] if judged.replicates else None
         note = f"chance {figure(judged.result.overall['chance_ap'])}" if name == "macro_ap" else ""
+        if name == "macro_ap" and reps is not None and reps.bias >= NOTABLE_BIAS:
+            note += f"; about {figure(float(reps.bias))} too high for want of positives, which the interval allows for"
         before = judged.before.overall[name] if judged.before and name in _CALIBRATED else math.nan
         if not math.isnan(before):
             note = f"before calibration {figure(before)}"
-        found = figure_of(name, judged.result.overall[name], reps)
+        found = figure_of(judged.result.overall[name], reps)
         tiles.append({"label": label, "figure": found, "meaning": meaning, "note": note})
     return tiles
 
@@ -116,7 +115,7 @@ _CALIBRATED = ("macro_f1_at_half", "ece", "macro_ece")
 
 def _groups(judged: Judged) -> list[dict[str, Any]]:
     result, reps = judged.result, judged.replicates
-    whole = {name: figure_of(name, result.overall[name], reps.overall[name] if reps else None) for name in GROUPED}
+    whole = {name: figure_of(result.overall[name], reps.overall[name] if reps else None) for name in GROUPED}
     rows: list[dict[str, Any]] = [
         {
             "name": "all classes",
@@ -127,7 +126,7 @@ def _groups(judged: Judged) -> list[dict[str, Any]]:
     ]
     for group in (name for name in ALL_GROUPS if result.counts[name]):
         own = reps.groups[group] if reps else {}
-        figures = [figure_of(name, result.groups[group][name], own.get(name)) for name in GROUPED]
+        figures = [figure_of(result.groups[group][name], own.get(name)) for name in GROUPED]
         rows.append(
             {
                 "name": RANGES[group],
@@ -143,8 +142,8 @@ def _groups(judged: Judged) -> list[dict[str, Any]]:
 
 
 def _of_class(judged: Judged, name: str, c: int) -> Figure:
-    reps = judged.replicates.per_class[name][:, c] if judged.replicates else None
-    return figure_of(name, float(judged.result.per_class[name][c]), reps)
+    reps = judged.replicates.per_class[name][c] if judged.replicates else None
+    return figure_of(float(judged.result.per_class[name][c]), reps)
 
 
 def _chance(judged: Judged, c: int) -> float:
@@ -260,7 +259,7 @@ def _part(part: Part) -> dict[str, Any]:
 
     names = ("macro_ap", "macro_auroc", "macro_f1", "macro_ece")
     reps = part.replicates.overall if part.replicates else {}
-    figures = [figure_of(name, part.result.overall[name], reps.get(name)) for name in names]
+    figures = [figure_of(part.result.overall[name], reps.get(name)) for name in names]
     chance = part.result.overall["chance_ap"]
     return {
         "by": part.by,

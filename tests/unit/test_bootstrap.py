@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
-from cxrlt_cli.bootstrap import holm, interval, paired, replicates
+from cxrlt_cli.bootstrap import Resampled, holm, interval, paired, replicates
 from cxrlt_cli.bootstrap.draws import clusters, weights
 from cxrlt_cli.bootstrap.ranking import ranking_replicates, thresholds
 from cxrlt_cli.metrics import evaluate, rank, recalibration
@@ -87,11 +88,11 @@ def test_replicates_are_the_metrics_of_repeated_rows(levels: int | None) -> None
             warnings.simplefilter("error")
             truth = evaluate(labels[rows], scores[rows], posteriors[rows], NAMES, [0.2] * 6, decisions=decisions[rows])
         for name in ("ap", "auroc", "f1", "precision", "recall", "f1_at_half", "brier"):
-            np.testing.assert_allclose(reps.per_class[name][r], truth.per_class[name], err_msg=name, **EXACT)
-            assert reps.overall[f"macro_{name}"][r] == pytest.approx(truth.overall[f"macro_{name}"], abs=1e-12)
+            np.testing.assert_allclose(reps.per_class[name].values[r], truth.per_class[name], err_msg=name, **EXACT)
+            assert reps.overall[f"macro_{name}"].values[r] == pytest.approx(truth.overall[f"macro_{name}"], abs=1e-12)
         for name in ("micro_f1", "micro_f1_at_half", "chance_ap", "ece"):
-            assert reps.overall[name][r] == pytest.approx(truth.overall[name], abs=1e-12), name
-        assert reps.groups["head"]["macro_ap"][r] == reps.overall["macro_ap"][r]
+            assert reps.overall[name].values[r] == pytest.approx(truth.overall[name], abs=1e-12), name
+        assert reps.groups["head"]["macro_ap"].values[r] == reps.overall["macro_ap"].values[r]
 
 
 @pytest.mark.parametrize("levels", [None, 5])
@@ -109,7 +110,7 @@ def test_replicates_are_scikit_learns_with_sample_weight(levels: int | None) -> 
                 "brier": brier_score_loss(y, p, **given_weights),
             }
             for name, expected in close.items():
-                assert reps.per_class[name][r, c] == pytest.approx(expected, abs=1e-12), name
+                assert reps.per_class[name].values[r, c] == pytest.approx(expected, abs=1e-12), name
 
 
 @settings(max_examples=150, deadline=None)
@@ -139,7 +140,7 @@ def test_both_ways_of_adding_up_agree(dense: float, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("cxrlt_cli.bootstrap.resampling._BYTES", 1500)
     other = replicates(labels, scores, patients, resamples=8)
     for name in ("ap", "auroc"):
-        np.testing.assert_array_equal(usual.per_class[name], other.per_class[name])
+        np.testing.assert_array_equal(usual.per_class[name].values, other.per_class[name].values)
 
 
 def test_calibration_errors_keep_the_bins_of_all_images() -> None:
@@ -149,8 +150,8 @@ def test_calibration_errors_keep_the_bins_of_all_images() -> None:
     reps = replicates(labels, posteriors, patients, posteriors=posteriors, resamples=20)
     for r, times in enumerate(weights(clusters(patients), 0, 0, 20)):
         expected = np.abs(times * (labels - posteriors)[:, 0]).sum() / 6  # 15 bins: each image is alone in its own
-        assert reps.per_class["ece"][r, 0] == pytest.approx(expected, abs=1e-12)
-        assert reps.overall["ece"][r] == pytest.approx(expected, abs=1e-12)
+        assert reps.per_class["ece"].values[r, 0] == pytest.approx(expected, abs=1e-12)
+        assert reps.overall["ece"].values[r] == pytest.approx(expected, abs=1e-12)
 
 
 def test_slope_and_intercept_are_nearly_those_of_repeated_rows() -> None:
@@ -160,7 +161,9 @@ def test_slope_and_intercept_are_nearly_those_of_repeated_rows() -> None:
     for r, rows in enumerate(repeated(patients, 40)):
         exact_slope, exact_intercept = recalibration(labels[rows], posteriors[rows])
         moved = np.hypot(exact_slope - slope, exact_intercept - intercept)[[0, 1, 2, 3, 5]]
-        missed = np.hypot(reps.per_class["slope"][r] - exact_slope, reps.per_class["intercept"][r] - exact_intercept)
+        missed = np.hypot(
+            reps.per_class["slope"].values[r] - exact_slope, reps.per_class["intercept"].values[r] - exact_intercept
+        )
         assert (missed[[0, 1, 2, 3, 5]] < 0.25 * moved + 0.01).all()
 
 
@@ -172,10 +175,11 @@ def test_undefined_resamples_are_counted_and_left_out_of_the_macro_average() -> 
     share = reps.undefined("ap")
     assert share[0] == 0
     assert share[1] == pytest.approx((1 - 1 / 40) ** 40, abs=0.04)
-    gone = np.isnan(reps.per_class["ap"][:, 1])
-    np.testing.assert_array_equal(reps.overall["macro_ap"][gone], reps.per_class["ap"][gone, 0])
+    gone = np.isnan(reps.per_class["ap"].values[:, 1])
+    alone = reps.per_class["ap"].values[gone, 0]
+    np.testing.assert_array_equal(reps.overall["macro_ap"].values[gone], alone)
     counted = replicates(labels, scores, np.arange(40), resamples=2000, absent="zero")
-    np.testing.assert_allclose(counted.overall["macro_ap"][gone], reps.per_class["ap"][gone, 0] / 2, **EXACT)
+    np.testing.assert_allclose(counted.overall["macro_ap"].values[gone], alone / 2, **EXACT)
 
 
 def test_a_class_that_is_absent_or_unknown_is_undefined_throughout() -> None:
@@ -184,9 +188,9 @@ def test_a_class_that_is_absent_or_unknown_is_undefined_throughout() -> None:
     labels[:, 2] = -1
     reps = replicates(labels, scores, patients, posteriors=posteriors, resamples=5)
     for name in ("ap", "auroc", "f1", "precision", "recall", "slope"):
-        assert np.isnan(reps.per_class[name][:, 1:3]).all(), name
-    assert np.isnan(reps.per_class["brier"][:, 2]).all()
-    assert not np.isnan(reps.per_class["brier"][:, 1]).any()
+        assert np.isnan(reps.per_class[name].values[:, 1:3]).all(), name
+    assert np.isnan(reps.per_class["brier"].values[:, 2]).all()
+    assert not np.isnan(reps.per_class["brier"].values[:, 1]).any()
 
 
 def test_rare_classes_are_a_group_by_their_positives_here() -> None:
@@ -196,7 +200,7 @@ def test_rare_classes_are_a_group_by_their_positives_here() -> None:
     assert rare.any()
     assert not rare.all()
     np.testing.assert_allclose(
-        reps.groups["rare"]["macro_ap"], np.nanmean(reps.per_class["ap"][:, rare], axis=1), **EXACT
+        reps.groups["rare"]["macro_ap"].values, np.nanmean(reps.per_class["ap"].values[:, rare], axis=1), **EXACT
     )
     assert set(reps.groups) == {"head", "medium", "tail", "rare"}
 
@@ -238,49 +242,71 @@ def test_interval_leaves_out_what_is_undefined() -> None:
     np.testing.assert_equal(interval(np.empty((0, 2))), ([math.nan] * 2, [math.nan] * 2))
 
 
+def made_up(values: list[float] | np.ndarray, **how: float) -> Resampled:
+    return Resampled("slope", np.asarray(values, float), **how)
+
+
 def test_equal_predictions_have_no_difference() -> None:
     labels, scores, _, patients = draw(200, 8)
     reps = replicates(labels, scores, patients, resamples=50).per_class["ap"]
-    found = paired(reps[0], reps[0], reps, reps)
-    np.testing.assert_array_equal(found.value, 0)
-    np.testing.assert_array_equal(found.p[:4], 1)
-    np.testing.assert_array_equal([found.low[0], found.high[0], found.detectable[0]], 0)
+    points = evaluate(labels, scores, 1 / (1 + np.exp(-scores)), NAMES, [0.2] * 6).per_class["ap"]
+    found = paired(points, points, reps, reps)
+    for values, expected in ((found.value, 0), (found.p, 1), (found.low, 0), (found.high, 0), (found.detectable, 0)):
+        np.testing.assert_array_equal(values[[0, 1, 2, 3, 5]], expected)
 
 
-def test_the_p_value_by_hand() -> None:
-    # the observed difference is 2; of the four resamples, 4 and -1 lie at least 2 away from it
-    found = paired(5.0, 3.0, np.array([2.0, 4.0, 1.0, -1.0]), np.zeros(4))
+def test_a_comparison_by_hand() -> None:
+    """The paired t test: degrees of freedom 1 / (1 / 6 + 1 / 3) = 2 from seven patients and four resamples."""
+    few = made_up([2.0, 4.0, 1.0, -1.0], freedom=6, widening=1.5)
+    found = paired(5.0, 3.0, few, made_up(np.zeros(4), freedom=9))
+    error = 1.5 * np.std([2, 4, 1, -1], ddof=1)
     assert found.value == 2
-    assert found.p == (1 + 2) / (4 + 1)
-    assert found.detectable == pytest.approx(2.8016 * np.std([2, 4, 1, -1], ddof=1))
-    assert f"{found.value:.1f} {found.low:.3f}" == "2.0 -0.850"
+    assert found.p == pytest.approx(2 * stats.t.sf(2 / error, 2))
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 2, 2, error))
+    assert found.detectable == pytest.approx((stats.t.ppf(0.975, 2) + stats.t.ppf(0.8, 2)) * error)
 
 
-def test_p_values_without_a_difference_are_uniform_and_with_one_small() -> None:
+def test_a_difference_that_no_resample_changes_is_not_judged() -> None:
+    found = paired(1.0, 0.5, made_up(np.ones(50), freedom=0), made_up(np.full(50, 0.5), freedom=0))
+    assert found.value == 0.5
+    assert np.isnan([found.low, found.high, found.p]).all()
+    found = paired(math.nan, 0.5, made_up(np.full(50, math.nan)), made_up(np.full(50, 0.5)))
+    assert np.isnan([found.value, found.low, found.high, found.p, found.detectable]).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-5, 5), st.floats(0.01, 3), st.integers(1, 50))
+def test_p_is_below_5_percent_exactly_where_the_interval_leaves_0_out(
+    value: float, spread: float, freedom: int
+) -> None:
+    reps = made_up(spread * np.random.default_rng(0).normal(size=60), freedom=freedom)
+    found = paired(value, 0.0, reps, made_up(np.zeros(60)))
+    assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+
+
+def test_p_values_without_a_difference_are_uniform() -> None:
     rng = np.random.default_rng(9)
     ps = []
-    for _ in range(400):
-        a, b = rng.normal(size=(2, 60))
-        rows = rng.integers(0, 60, (400, 60))
-        ps.append(float(paired(a.mean(), b.mean(), a[rows].mean(axis=1), b[rows].mean(axis=1)).p))
-    assert 0.02 < np.mean(np.array(ps) < 0.05) < 0.09
-    assert 0.4 < np.mean(np.array(ps) < 0.5) < 0.6
-    better = rng.normal(size=60)
-    rows = rng.integers(0, 60, (400, 60))
-    found = paired(better.mean() + 2, better.mean(), better[rows].mean(axis=1) + 2, better[rows].mean(axis=1))
-    assert found.p == pytest.approx(1 / 401)
+    for _ in range(800):
+        a, b = rng.normal(size=(2, 12))
+        rows = rng.integers(0, 12, (300, 12))
+        few = {"freedom": 11, "widening": math.sqrt(12 / 11)}
+        drawn = (made_up(one[rows].mean(axis=1), **few) for one in (a, b))
+        ps.append(float(paired(a.mean(), b.mean(), *drawn).p))
+    assert 0.03 < np.mean(np.array(ps) < 0.05) < 0.07
+    assert 0.45 < np.mean(np.array(ps) < 0.5) < 0.55
 
 
 def test_the_detectable_difference_is_found_four_times_in_five() -> None:
     rng = np.random.default_rng(10)
-    rows = rng.integers(0, 80, (300, 80))
+    rows, nothing = rng.integers(0, 80, (300, 80)), made_up(np.zeros(300))
     first = rng.normal(size=80)
-    detectable = float(paired(first.mean(), 0, first[rows].mean(axis=1), np.zeros(300)).detectable)
+    detectable = float(paired(first.mean(), 0, made_up(first[rows].mean(axis=1)), nothing).detectable)
     assert detectable == pytest.approx(2.8 * first.std() / math.sqrt(80), rel=0.15)
     found = 0
     for _ in range(400):
         values = rng.normal(2.8016 / math.sqrt(80), 1, 80)
-        found += bool(paired(values.mean(), 0, values[rows].mean(axis=1), np.zeros(300)).p < 0.05)
+        found += bool(paired(values.mean(), 0, made_up(values[rows].mean(axis=1)), nothing).p < 0.05)
     assert 0.72 < found / 400 < 0.88
 
 

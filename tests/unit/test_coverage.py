@@ -1,119 +1,319 @@
-"""Do 95 % intervals hold the truth 95 % of the time? Simulated patients, scores whose true AP and AUROC are known.
+"""Do 95 % intervals hold the truth 95 % of the time? Simulated patients, scores whose true figures are known.
 
 A patient has one to four images. Findings and scores of one patient are alike: a label is the patient's own seven times
 in ten, and half the variance of a score is the patient's. Scores are normal, with a mean higher by ``SHIFT`` where the
-finding is present.
+finding is present. Posteriors have the log-odds ``SLOPE * true + OFFSET``; a finding is called from ``CALLED`` on.
 """
 
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from scipy.special import expit
+from scipy.stats import norm
 
-from cxrlt_cli.bootstrap import interval, interval_of, on_logit_scale, paired, reflected, replicates
-from cxrlt_cli.metrics import auroc, average_precision
+from cxrlt_cli.bootstrap import Replicates, Resampled, interval, paired, replicates
+from cxrlt_cli.metrics import BINS, PER_CLASS, Evaluation, auroc, evaluate
 
-PREVALENCE = np.array([0.4, 0.2, 0.1])
-SHIFT = 1.5
-PATIENTS, DATASETS, RESAMPLES = 350, 600, 300
-
-
-def true_auroc() -> float:
-    """P(positive above negative) of two normal variables."""
-    return NormalDist().cdf(SHIFT / math.sqrt(2))
+Array = npt.NDArray[np.float64]
+SHIFT, CALLED = 1.5, 0.35
 
 
-def true_ap(prevalence: float) -> float:
-    """The area under precision over recall, by the trapezoid rule over a fine grid of thresholds."""
-    normal = NormalDist()
-    grid = np.linspace(-8, 8 + SHIFT, 4001)
-    recall = np.array([1 - normal.cdf(t - SHIFT) for t in grid])
-    false_rate = np.array([1 - normal.cdf(t) for t in grid])
-    flagged = prevalence * recall + (1 - prevalence) * false_rate
-    precision = np.divide(prevalence * recall, flagged, out=np.ones_like(recall), where=flagged > 1e-15)
-    return float(-(np.diff(recall) * (precision[1:] + precision[:-1]) / 2).sum())
+@dataclass(frozen=True)
+class World:
+    """Where patients come from."""
+
+    prevalence: tuple[float, ...] = (0.4, 0.2, 0.1)
+    patients: int = 350
+    slope: float = 0.6
+    offset: float = 0.3
+
+    @property
+    def names(self) -> list[str]:
+        return [str(c) for c in range(len(self.prevalence))]
 
 
-def simulate(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels (N, C), scores (N, C) and patients (N,)."""
+class Sample(NamedTuple):
+    labels: npt.NDArray[np.int8]
+    scores: Array
+    posteriors: Array
+    patients: npt.NDArray[np.int64]
+
+
+USUAL = World()
+RARE = World((0.1, 0.03, 0.01), 400)
+LONG_TAIL = World(tuple(np.geomspace(0.3, 0.004, 30).tolist()), 800)
+
+
+def simulate(world: World, seed: int) -> Sample:
     rng = np.random.default_rng(seed)
-    patient = np.repeat(np.arange(PATIENTS), rng.integers(1, 5, PATIENTS))
-    shape = (len(patient), len(PREVALENCE))
-    own = rng.random((PATIENTS, shape[1])) < PREVALENCE
-    labels = np.where(rng.random(shape) < 0.7, own[patient], rng.random(shape) < PREVALENCE)
-    alike = rng.normal(size=(PATIENTS, shape[1]))[patient]
-    return labels.astype(np.int8), SHIFT * labels + math.sqrt(0.5) * (alike + rng.normal(size=shape)), patient
+    patient = np.repeat(np.arange(world.patients), rng.integers(1, 5, world.patients))
+    prevalence = np.array(world.prevalence)
+    shape = (len(patient), len(prevalence))
+    own = rng.random((world.patients, shape[1])) < prevalence
+    labels = np.where(rng.random(shape) < 0.7, own[patient], rng.random(shape) < prevalence)
+    alike = rng.normal(size=(world.patients, shape[1]))[patient]
+    scores = SHIFT * labels + math.sqrt(0.5) * (alike + rng.normal(size=shape))
+    return Sample(labels.astype(np.int8), scores, posterior(world, scores, prevalence)[1], patient)
+
+
+def posterior(world: World, scores: Array, prevalence: Array | float) -> tuple[Array, Array]:
+    """The true posterior of a score, and the one that is claimed."""
+    log_odds = np.log(prevalence / (1 - np.asarray(prevalence))) + SHIFT * (scores - SHIFT / 2)
+    return expit(log_odds), expit(world.slope * log_odds + world.offset)
+
+
+def truth(world: World) -> tuple[dict[str, Array], dict[str, float]]:
+    """Every figure of every class, and of all together, by sums over a fine grid of scores."""
+    grid = np.linspace(-10, 10 + SHIFT, 100_001)
+    step, recall, false_rate = grid[1] - grid[0], norm.sf(grid - SHIFT), norm.sf(grid)
+    found: dict[str, list[float]] = {name: [] for name in PER_CLASS}
+    flat, hits, calls = np.zeros(BINS), np.zeros(2), np.zeros(2)
+    for share in world.prevalence:
+        precision = share * recall / (share * recall + (1 - share) * false_rate)
+        found["ap"].append(float(-(np.diff(recall) * (precision[1:] + precision[:-1]) / 2).sum()))
+        found["auroc"].append(norm.cdf(SHIFT / math.sqrt(2)))
+        density = (share * norm.pdf(grid - SHIFT) + (1 - share) * norm.pdf(grid)) * step
+        right, claimed = posterior(world, grid, share)
+        hit, called = (
+            np.array([(density * part * (claimed >= at)).sum() for at in (CALLED, 0.5)]) for part in (right, 1.0)
+        )
+        hits, calls = hits + hit, calls + called
+        f1, at_half = 2 * hit / (called + share)
+        found["f1"].append(f1)
+        found["f1_at_half"].append(at_half)
+        found["precision"].append(hit[0] / called[0])
+        found["recall"].append(hit[0] / share)
+        found["brier"].append(float((density * (right * (1 - claimed) ** 2 + (1 - right) * claimed**2)).sum()))
+        found["slope"].append(1 / world.slope)
+        found["intercept"].append(-world.offset / world.slope)
+        equal_count = np.minimum((np.cumsum(density) * BINS).astype(int), BINS - 1)
+        found["ece"].append(float(np.abs(np.bincount(equal_count, density * (right - claimed))).sum()))
+        equal_width = np.clip(np.ceil(claimed * BINS).astype(int) - 1, 0, BINS - 1)
+        flat += np.bincount(equal_width, density * (right - claimed), minlength=BINS) / len(world.prevalence)
+    overall = {f"macro_{name}": float(np.mean(values)) for name, values in found.items()}
+    micro = 2 * hits / (calls + sum(world.prevalence))
+    overall |= {"micro_f1": micro[0], "micro_f1_at_half": micro[1], "ece": float(np.abs(flat).sum())}
+    return {name: np.array(values) for name, values in found.items()}, overall
+
+
+def measure(world: World, seed: int, resamples: int) -> tuple[Evaluation, Replicates]:
+    one = simulate(world, seed)
+    decisions = one.posteriors >= CALLED
+    result = evaluate(one.labels, one.scores, one.posteriors, world.names, world.prevalence, decisions=decisions)
+    made = replicates(
+        one.labels,
+        one.scores,
+        one.patients,
+        posteriors=one.posteriors,
+        decisions=decisions,
+        resamples=resamples,
+        seed=seed,
+    )
+    return result, made
+
+
+def coverage(world: World, datasets: int, resamples: int) -> tuple[dict[str, Array], dict[str, float]]:
+    """How often an interval holds the truth: figure -> (C,) for each class, and figure -> share for those of all.
+
+    A class without positives has no interval and is not counted.
+    """
+    of_class, of_all = truth(world)
+    held = {name: np.zeros((2, len(world.prevalence))) for name in of_class}
+    together = dict.fromkeys(of_all, 0)
+    for seed in range(datasets):
+        result, made = measure(world, seed, resamples)
+        for name, true in of_class.items():
+            low, high = made.per_class[name].interval(result.per_class[name])
+            held[name] += np.stack([(low <= true) & (true <= high), ~np.isnan(low)])
+        for name, right in of_all.items():
+            low, high = made.overall[name].interval(result.overall[name])
+            together[name] += bool(low <= right <= high)
+    shares = {name: inside / counted for name, (inside, counted) in held.items()}
+    return shares, {name: count / datasets for name, count in together.items()}
+
+
+def least(datasets: int) -> float:
+    """What 95 % must not fall below in so many datasets: three standard errors less."""
+    return 0.95 - 3 * math.sqrt(0.95 * 0.05 / datasets)
 
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    truth = {"ap": np.array([true_ap(share) for share in PREVALENCE]), "auroc": np.full(3, true_auroc())}
-    held = {name: np.zeros(4) for name in truth}
-    for seed in range(DATASETS):
-        labels, scores, patient = simulate(seed)
-        points = {"ap": average_precision(labels, scores), "auroc": auroc(labels, scores)}
-        reps = replicates(labels, scores, patient, resamples=RESAMPLES, seed=seed)
-        for name, true in truth.items():
-            low, high = interval_of(name, points[name], reps.per_class[name])
-            held[name][:3] += (low <= true) & (true <= high)
-            macro = f"macro_{name}"
-            low, high = interval_of(macro, points[name].mean(), reps.overall[macro])
-            held[name][3] += low <= true.mean() <= high
-    for name, counts in held.items():
-        share = counts / DATASETS
-        assert 0.93 <= share[:3].mean() <= 0.97, (name, share)
-        assert ((share >= 0.91) & (share <= 0.98)).all(), (name, share)  # one share has a standard error of 0.01
+    """2,000 datasets: a share then has a standard error of 0.005."""
+    per_class, overall = coverage(USUAL, datasets=2000, resamples=100)
+    for name, shares in per_class.items():
+        assert ((shares >= 0.93) & (shares <= 0.97)).all(), (name, shares)
+    for name, share in overall.items():
+        assert 0.93 <= share <= (0.99 if "ece" in name else 0.97), (name, share)
+
+
+@pytest.mark.slow
+def test_with_few_positives_they_hold_it_at_least_as_often() -> None:
+    """100, 30 and 10 positives, of 60, 20 and 7 patients; the classifier often calls none of the last."""
+    datasets = 300
+    per_class, overall = coverage(RARE, datasets, resamples=200)
+    for name, shares in per_class.items():
+        assert (shares >= least(datasets)).all(), (name, shares)
+    for name, share in overall.items():
+        assert share >= least(datasets), (name, share)
+
+
+@pytest.mark.slow
+def test_the_average_of_many_rare_classes_is_held_too() -> None:
+    """Thirty classes, from 600 positives to 8: AP is too large in most of them, and averaging does not undo that."""
+    _, of_all = truth(LONG_TAIL)
+    held = dict.fromkeys(("macro_ap", "macro_auroc", "unmoved"), 0)
+    datasets = 120
+    for seed in range(datasets):
+        one = simulate(LONG_TAIL, seed)
+        drawn = replicates(one.labels, one.scores, one.patients, resamples=200, seed=seed).overall
+        points = evaluate(one.labels, one.scores, one.posteriors, LONG_TAIL.names, LONG_TAIL.prevalence).overall
+        for key, figure in (
+            ("macro_ap", drawn["macro_ap"]),
+            ("macro_auroc", drawn["macro_auroc"]),
+            ("unmoved", replace(drawn["macro_ap"], bias=0.0)),
+        ):
+            low, high = figure.interval(points[figure.name])
+            held[key] += bool(low <= of_all[figure.name] <= high)
+    assert held["macro_ap"] / datasets >= least(datasets)
+    assert held["macro_auroc"] / datasets >= least(datasets)
+    assert held["unmoved"] / datasets < 0.88
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slope", [0.93, 1.0])
+def test_calibration_errors_near_0_are_held(slope: float) -> None:
+    """Where posteriors are nearly, or wholly, right, most of the error that is found is chance."""
+    datasets = 150
+    per_class, overall = coverage(replace(USUAL, slope=slope, offset=(1 - slope) * 0.7), datasets, resamples=150)
+    assert (per_class["ece"] >= least(datasets)).all(), per_class["ece"]
+    assert overall["macro_ece"] >= least(datasets)
+    assert overall["ece"] >= least(datasets)
 
 
 @pytest.mark.slow
 def test_resampling_images_instead_of_patients_would_not_do() -> None:
     """Why patients are the clusters: intervals from images alone are too narrow."""
     held = 0
+    right = truth(USUAL)[0]["auroc"][0]
     for seed in range(200):
-        labels, scores, patient = simulate(seed)
-        reps = replicates(labels[:, :1], scores[:, :1], np.arange(len(patient)), resamples=RESAMPLES, seed=seed)
-        low, high = interval(reps.per_class["auroc"][:, 0])
-        held += bool(low <= true_auroc() <= high)
+        one = simulate(USUAL, seed)
+        images = np.arange(len(one.patients))
+        reps = replicates(one.labels[:, :1], one.scores[:, :1], images, resamples=300, seed=seed)
+        low, high = interval(reps.per_class["auroc"].values[:, 0])
+        held += bool(low <= right <= high)
     assert held / 200 < 0.91
 
 
 @pytest.mark.slow
-def test_paired_intervals_and_p_values_hold_too() -> None:
+@pytest.mark.parametrize("world", [USUAL, RARE])
+def test_paired_intervals_and_p_values_hold_too(world: World) -> None:
     """Two equally good sets of scores: no difference, found in one case of twenty."""
-    held = found = 0
-    for seed in range(200):
-        labels, scores, patient = simulate(seed)
-        others = SHIFT * labels + (scores - SHIFT * labels) * 0.6
-        others += 0.8 * np.random.default_rng(10_000 + seed).normal(size=labels.shape)
-        first, second = (replicates(labels, s, patient, resamples=RESAMPLES, seed=seed) for s in (scores, others))
-        points = [auroc(labels, s).mean() for s in (scores, others)]
-        difference = paired(points[0], points[1], first.overall["macro_auroc"], second.overall["macro_auroc"])
-        held += bool(difference.low <= 0 <= difference.high)
-        found += bool(difference.p < 0.05)
-    assert 0.92 <= held / 200 <= 0.98
-    assert 0.02 <= found / 200 <= 0.08
+    found = np.zeros(4)
+    datasets = 300
+    for seed in range(datasets):
+        one = simulate(world, seed)
+        noise = np.random.default_rng(10_000 + seed).normal(size=one.labels.shape)
+        others = SHIFT * one.labels + (one.scores - SHIFT * one.labels) * 0.6 + 0.8 * noise
+        both = (one.scores, others)
+        drawn = [replicates(one.labels, s, one.patients, resamples=200, seed=seed) for s in both]
+        points = [auroc(one.labels, s) for s in both]
+        each = paired(*points, *(reps.per_class["auroc"] for reps in drawn))
+        whole = paired(*map(np.nanmean, points), *(reps.overall["macro_auroc"] for reps in drawn))
+        found += np.append(each.p, whole.p) < 0.05
+        assert ((each.p < 0.05) == ((each.low > 0) | (each.high < 0))).all()
+    assert (1 - found / datasets >= least(datasets)).all(), found
+    assert found.mean() / datasets >= 0.02
 
 
-def test_intervals_on_the_logit_scale_by_hand() -> None:
-    reps = np.array([0.7, 0.8, 0.9, 0.8, np.nan])
-    spread = 1.959964 * np.std([0.7, 0.8, 0.9, 0.8], ddof=1) / (0.8 * 0.2)
-    for end, side in zip(on_logit_scale(0.8, reps), (-1, 1), strict=True):
-        assert math.log(end / (1 - end)) == pytest.approx(math.log(4) + side * spread, abs=1e-5)
-    assert on_logit_scale(1.0, reps[:4]) == interval(reps[:4])
-    both = on_logit_scale(np.array([0.5, np.nan]), np.full((4, 2), [[0.5, np.nan]]))
-    np.testing.assert_allclose(both, [[0.5, np.nan], [0.5, np.nan]])
+# -- by hand -------------------------------------------------------------------------------------------------------
 
 
-def test_calibration_errors_are_reflected() -> None:
-    reps = np.linspace(0.10, 0.30, 401)
-    low, high = interval(reps)
-    assert reflected(0.15, reps) == (pytest.approx(max(0.3 - high, 0)), pytest.approx(0.3 - low))
-    assert reflected(0.10, reps) == (0, 0.10)
-    assert interval_of("ece", 0.15, reps) == reflected(0.15, reps)
-    assert interval_of("macro_ece", 0.15, reps) == reflected(0.15, reps)
-    assert interval_of("micro_f1", 0.15, reps) == interval(reps)
-    for name in ("ap", "auroc", "macro_ap", "macro_auroc", "macro_f1"):
-        assert interval_of(name, 0.15, reps) == on_logit_scale(0.15, reps)
+def test_an_interval_of_one_class_by_hand() -> None:
+    """Seven patients and 201 resamples: 1 / (1 / 6 + 1 / 200) degrees of freedom, on the logit scale."""
+    from cxrlt_cli.bootstrap.inference import of_classes, student
+
+    values = np.linspace(0.7, 0.9, 201)[:, None]
+    low, high = (end[0] for end in of_classes("ap", values, [7]).interval(np.array([0.8])))
+    reach = student(0.975, 1 / (1 / 6 + 1 / 200)) * values.std(ddof=1) * math.sqrt(7 / 6) / (0.8 * 0.2)
+    assert math.log(low / (1 - low)) == pytest.approx(math.log(4) - reach)
+    assert math.log(high / (1 - high)) == pytest.approx(math.log(4) + reach)
+    slope = of_classes("slope", values, [7])
+    assert slope.interval(np.array([0.8]))[1][0] == pytest.approx(0.8 + slope.reach()[0])
+
+
+@pytest.mark.parametrize("name", ["ap", "recall", "f1"])
+def test_a_figure_of_0_or_1_has_room_on_the_other_side(name: str) -> None:
+    """Clopper and Pearson: of seven patients none failed, so at most 41 % of them do."""
+    room = 1 - 0.025 ** (1 / 7)
+    whole = Resampled(name, np.ones(20), freedom=6)
+    assert whole.interval(1.0) == pytest.approx((1 - room, 1))
+    none = Resampled(name, np.zeros(20), freedom=6)
+    assert none.interval(0.0) == pytest.approx((0, 2 * room / (1 + room) if name == "f1" else room))
+    nothing = Resampled(name, np.full(20, np.nan), freedom=-1)
+    np.testing.assert_equal(nothing.interval(math.nan), (math.nan, math.nan))
+
+
+def test_an_average_by_hand() -> None:
+    """Welch and Satterthwaite, for two classes that vary and one that is always 0."""
+    from cxrlt_cli.bootstrap.inference import averaged, of_classes
+
+    rng = np.random.default_rng(0)
+    values = np.stack([0.5 + 0.1 * rng.normal(size=4000), 0.4 + 0.05 * rng.normal(size=4000), np.zeros(4000)], axis=1)
+    one = averaged(values.mean(axis=1), of_classes("f1", values, [5, 9, 3]), np.array([0.03, 0.0, 0.0]))
+    own = np.append(values[:, :2].var(axis=0, ddof=1) * [5 / 4, 9 / 8], 0.5 * 3.5 / (16 * 5))
+    assert one.freedom == pytest.approx(own.sum() ** 2 / (own**2 / [4, 8, 2]).sum())
+    assert one.error == pytest.approx(math.sqrt(own.sum()) / 3, rel=0.02)  # the two are drawn independently
+    assert one.bias == pytest.approx(0.01)
+    wider = averaged(values.mean(axis=1), of_classes("f1", values, [5, 9, 3]), variance=np.array([0.1, 0.1, 0.0]))
+    assert wider.error == pytest.approx(math.sqrt(0.2 + own[2]) / 3, rel=0.02)
+
+
+def test_calibration_errors_reach_further_down_than_up() -> None:
+    reps = Resampled("macro_ece", np.linspace(0.10, 0.30, 401), bias=0.04)
+    reach = float(reps.reach())
+    t = reach / float(reps.error)
+    assert reps.interval(0.5) == pytest.approx((0.5 - 0.04 - math.hypot(reach, t * 0.02), 0.5 + reach))
+    assert reps.interval(0.05) == pytest.approx((0, 0.05 + reach))
+
+
+def test_the_bias_of_absolute_values_is_that_of_a_folded_normal_variable() -> None:
+    from cxrlt_cli.bootstrap.inference import folded_bias
+
+    noise = np.random.default_rng(0).normal(size=(200_000, 1))
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    for true in (0.0, 0.5, 3.0):  # seen through replicates of a difference whose own error happens to be one s.d.
+        seen = math.sqrt(true**2 + 1)
+        expected = np.abs(true + noise).mean() - true
+        assert folded_bias(seen + noise) == pytest.approx(expected, abs=0.005)
+    assert folded_bias(np.full((5, 3, 4), 0.2)).tolist() == [0, 0, 0]
+
+
+def test_the_bias_of_ap_is_that_of_leaving_out_shares_of_the_patients() -> None:
+    from cxrlt_cli.bootstrap.draws import clusters
+    from cxrlt_cli.bootstrap.ranking import ap_jackknife, thresholds
+    from cxrlt_cli.metrics import average_precision, rank
+
+    one = simulate(USUAL, 3)
+    bias, variance = ap_jackknife([thresholds(rank(one.labels[:, 1], one.scores[:, 1]))], clusters(one.patients))
+    kept = [one.patients % 20 != share for share in range(20)]
+    without = np.array([average_precision(one.labels[rows, 1:2], one.scores[rows, 1:2])[0] for rows in kept])
+    whole = average_precision(one.labels[:, 1:2], one.scores[:, 1:2])[0]
+    assert bias[0] == pytest.approx(19 * (without.mean() - whole), abs=1e-12)
+    assert variance[0] == pytest.approx(19 / 20 * ((without - without.mean()) ** 2).sum(), abs=1e-12)
+
+
+def test_repetitions_are_pooled() -> None:
+    from cxrlt_cli.bootstrap import pooled
+
+    first = Resampled("macro_ap", np.array([0.1, 0.2, np.nan]), freedom=9.0, widening=1.2, bias=0.02)
+    second = Resampled("macro_ap", np.array([0.3, np.nan, np.nan]), freedom=5.0, widening=1.0, bias=0.0)
+    both = pooled([first, second])
+    np.testing.assert_allclose(both.values, [0.2, 0.2, np.nan])
+    assert (both.freedom, both.widening, both.bias) == (5.0, pytest.approx(1.1), pytest.approx(0.01))

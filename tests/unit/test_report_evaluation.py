@@ -133,7 +133,7 @@ def test_every_class_stands_with_its_figures(one: Judged, text: str) -> None:
 
 def test_the_headline_has_intervals_and_chance(one: Judged, text: str) -> None:
     shown = "".join(Page(text).text.split())
-    low, high = evaluation.figure_of("macro_ap", one.result.overall["macro_ap"], one.replicates.overall["macro_ap"])[1:]
+    low, high = evaluation.figure_of(one.result.overall["macro_ap"], one.replicates.overall["macro_ap"])[1:]
     assert f"mAP{one.result.overall['macro_ap']:.3f}{low:.3f}to{high:.3f}" in shown
     assert f"chance{one.result.overall['chance_ap']:.3f}" in shown
     assert f"beforecalibration{one.before.overall['ece']:.3f}" in shown

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from cxrlt_cli.artifacts import RunDir
-from cxrlt_cli.bootstrap import Difference
+from cxrlt_cli.bootstrap import Difference, Resampled
 from cxrlt_cli.commands.sweep import figures
 from cxrlt_cli.commands.sweep.figures import FIGURES, Scored, TableOfRows, Value, _compared, _mean, _Measured
 from cxrlt_cli.commands.sweep.plan import Entry
@@ -29,9 +30,8 @@ def entry(name: str, runs: int = 2) -> Entry:
 
 def measured(name: str, points: list[float], reps: list[float], images: str = "ab") -> _Measured:
     same = {figure: np.array(points) for figure in FIGURES}
-    return _Measured(
-        entry(name, len(points)), (tuple(images),) * len(points), same, {figure: np.array(reps) for figure in FIGURES}
-    )
+    drawn = {figure: Resampled(known, np.array(reps)) for figure, (_, known) in FIGURES.items()}
+    return _Measured(entry(name, len(points)), (tuple(images),) * len(points), same, drawn)
 
 
 def test_a_row_is_the_mean_over_seeds_with_its_interval() -> None:
@@ -39,7 +39,8 @@ def test_a_row_is_the_mean_over_seeds_with_its_interval() -> None:
     value = row.values["macro_ap"]
     assert (value.mean, value.each) == (pytest.approx(0.3), (0.2, 0.4))
     assert value.sd == pytest.approx(math.sqrt(2) / 10)  # |0.2 - 0.4| / sqrt(2)
-    reach = 1.959964 * math.sqrt(0.025) / (0.3 * 0.7)  # the replicates' s.d. is sqrt(0.025); on the logit scale
+    # the standard deviation of the five replicates is sqrt(0.025), with four degrees of freedom; on the logit scale
+    reach = stats.t.ppf(0.975, 4) * math.sqrt(0.025) / (0.3 * 0.7)
     ends = [1 / (1 + math.exp(math.log(0.7 / 0.3) - side * reach)) for side in (-1, 1)]
     assert (value.low, value.high) == (pytest.approx(ends[0], abs=1e-6), pytest.approx(ends[1], abs=1e-6))
     assert row.differences is None
@@ -53,9 +54,9 @@ def test_a_difference_is_paired() -> None:
     found = row.differences["tail_ap"]
     differences = np.array([0.11, 0.10, 0.09, 0.10])
     assert found.value == pytest.approx(0.1)
-    assert found.low == pytest.approx(np.quantile(differences, 0.025))
-    assert found.high == pytest.approx(np.quantile(differences, 0.975))
-    assert found.detectable == pytest.approx(2.8016 * differences.std(ddof=1))
+    low, high = stats.t.interval(0.95, 3, 0.1, differences.std(ddof=1))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.detectable == pytest.approx(stats.t.ppf([0.975, 0.8], 3).sum() * differences.std(ddof=1))
     assert row.difference_sd == pytest.approx(0)  # each seed differs by the same 0.1
 
 
@@ -63,12 +64,13 @@ def test_p_values_are_adjusted_for_the_rows() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(size=999)
     rows = [measured("ref", [0.5], list(0.5 + 0 * noise))]
-    rows += [measured(f"r{k}", [0.5 + d], list(0.5 + d + 0.01 * noise)) for k, d in enumerate((0.5, 0.012, 0.5))]
+    rows += [measured(f"r{k}", [0.5 + d], list(0.5 + d + 0.01 * noise)) for k, d in enumerate((0.03, 0.012, 0.03))]
     _, first, middle, last = _compared(rows, "ref", silent)
     assert first.differences is not None
     assert middle.differences is not None
-    assert first.differences["macro_ap"].p == pytest.approx(1 / 1000)
-    assert (first.adjusted, last.adjusted) == (pytest.approx(3 / 1000), pytest.approx(3 / 1000))
+    p = first.differences["macro_ap"].p
+    assert p == pytest.approx(2 * stats.norm.sf(3), rel=0.3)
+    assert (first.adjusted, last.adjusted) == (pytest.approx(3 * p), pytest.approx(3 * p))
     assert middle.adjusted == pytest.approx(middle.differences["macro_ap"].p)
 
 

@@ -89,5 +89,5 @@ def _of_classes(first: Scored, second: Scored, name: str, classes: Sequence[str]
         assert one.replicates is not None
         order = [one.of.classes.index(wanted) for wanted in classes]
         values.append(np.asarray(one.result.per_class[name])[order])
-        reps.append(one.replicates.per_class[name][:, order])
+        reps.append(one.replicates.per_class[name][order])
     return paired(values[0], values[1], reps[0], reps[1])

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from cxrlt_cli.bootstrap import Difference, Replicates, interval_of
+from cxrlt_cli.bootstrap import Difference, Replicates, Resampled
 from cxrlt_cli.commands.evaluate.compare import Comparison
 from cxrlt_cli.commands.evaluate.scored import Scored, Subset
 from cxrlt_cli.metrics import Evaluation
@@ -44,17 +43,18 @@ def _intervals(result: Evaluation, reps: Replicates) -> dict[str, Any]:
         group: _pairs({name: values[name] for name in reps.groups[group]}, reps.groups[group])
         for group, values in result.groups.items()
     }
-    return {"intervals": _pairs(result.overall, reps.overall), "group_intervals": groups}
+    bias = {name: float(drawn.bias) for name, drawn in reps.overall.items() if drawn.bias}
+    return {"intervals": _pairs(result.overall, reps.overall), "group_intervals": groups, "bias": bias}
 
 
-def _pairs(points: Mapping[str, float], reps: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, list[float | None]]:
-    return {name: [_number(end) for end in interval_of(name, points[name], values)] for name, values in reps.items()}
+def _pairs(points: Mapping[str, float], reps: Mapping[str, Resampled]) -> dict[str, list[float | None]]:
+    return {name: [_number(end) for end in drawn.interval(points[name])] for name, drawn in reps.items()}
 
 
 def _class_intervals(result: Evaluation, reps: Replicates, c: int) -> dict[str, Any]:
     points = {name: values[c] for name, values in result.per_class.items()}
-    columns = {name: values[:, c] for name, values in reps.per_class.items()}
-    undefined = {name: float(np.isnan(values).mean()) for name, values in columns.items()}
+    columns = {name: drawn[c] for name, drawn in reps.per_class.items()}
+    undefined = {name: float(np.isnan(drawn.values).mean()) for name, drawn in columns.items()}
     return {
         "intervals": _pairs(points, columns),
         "undefined_resamples": {name: share for name, share in undefined.items() if share},

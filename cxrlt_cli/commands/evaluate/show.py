@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cxrlt_cli.bootstrap import Difference, interval_of
+from cxrlt_cli.bootstrap import NOTABLE_BIAS, Difference, Resampled
 from cxrlt_cli.commands.evaluate.compare import Comparison
-from cxrlt_cli.commands.evaluate.scored import Array, Scored
+from cxrlt_cli.commands.evaluate.scored import Scored
 from cxrlt_cli.events import Table
 from cxrlt_cli.metrics import ALL_GROUPS, RARE, Evaluation
 
@@ -35,35 +35,36 @@ def blocks(scored: Sequence[Scored], compared: Sequence[Comparison], split: str)
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A figure without the 0 before its point; "-" for none."""
+    """A figure without the 0 before its point, so in four characters up to 1.00; "-" for none."""
     if math.isnan(value):
         return "-"
     text = f"{value:.{digits}f}"
+    text = text[:-1] if float(text) == 1 else text
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
-def _cell(name: str, value: float, reps: Array | None) -> str:
+def _cell(value: float, reps: Resampled | None) -> str:
     """``.412 [.395-.430]``."""
     if reps is None or math.isnan(value):
         return number(value)
-    low, high = interval_of(name, value, reps)
-    if low == high:  # a handful of positives, all on top: resamples show no spread, but there is some
+    low, high = reps.interval(value)
+    if math.isnan(low):
         return number(value)
     return f"{number(value)} [{number(low)}-{number(high)}]"
 
 
 def _overall(one: Scored, name: str) -> str:
-    return _cell(name, one.result.overall[name], one.replicates.overall[name] if one.replicates else None)
+    return _cell(one.result.overall[name], one.replicates.overall[name] if one.replicates else None)
 
 
 def _group(one: Scored, group: str, name: str) -> str:
     reps = one.replicates.groups[group][name] if one.replicates else None
-    return _cell(name, one.result.groups[group][name], reps)
+    return _cell(one.result.groups[group][name], reps)
 
 
 def _of_class(one: Scored, name: str, c: int) -> str:
-    reps = one.replicates.per_class[name][:, c] if one.replicates else None
-    return _cell(name, float(one.result.per_class[name][c]), reps)
+    reps = one.replicates.per_class[name][c] if one.replicates else None
+    return _cell(float(one.result.per_class[name][c]), reps)
 
 
 # -- one set of predictions ----------------------------------------------------------------------------------------
@@ -89,8 +90,11 @@ def _shown_groups(result: Evaluation) -> list[str]:
 def _interval_note(one: Scored) -> str:
     if one.replicates is None:
         return ""
-    reps = one.replicates
-    return f"In brackets: 95 % intervals from {reps.resamples:,} resamples of {reps.patients:,} patients."
+    reps, moved = one.replicates, float(one.replicates.overall["macro_ap"].bias)
+    note = f"In brackets: 95 % intervals from {reps.resamples:,} resamples of {reps.patients:,} patients."
+    if moved >= NOTABLE_BIAS:
+        note += f"\nWith so few positives mAP comes out about {number(moved)} too high, which its interval allows for."
+    return note
 
 
 def _calibration(one: Scored) -> Table:
@@ -157,7 +161,7 @@ def _subsets(one: Scored) -> Table:
     for subset in one.subsets:
         reps = subset.replicates.overall if subset.replicates else None
         figures = (
-            _cell(name, subset.result.overall[name], reps[name] if reps else None)
+            _cell(subset.result.overall[name], reps[name] if reps else None)
             for name in ("macro_ap", "macro_auroc", "macro_f1")
         )
         rows.append((f"{subset.by} {subset.value}", f"{subset.images:,}", f"{subset.patients:,}", *figures))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.bootstrap import Difference, Replicates, holm, interval_of, paired, replicates
+from cxrlt_cli.bootstrap import Difference, Replicates, Resampled, holm, paired, pooled, replicates
 from cxrlt_cli.commands.evaluate.of_run import Asked, predicted
 from cxrlt_cli.commands.evaluate.scored import Predicted
 from cxrlt_cli.commands.opening import open_run
@@ -125,12 +125,12 @@ def _row_json(row: Scored) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """A row before it is compared: per figure the points (K,) and the replicates (R,) averaged over K repetitions."""
+    """A row before it is compared: per figure the points (K,), and its resamples averaged over K repetitions."""
 
     entry: Entry
     image_ids: tuple[tuple[str, ...], ...]
     points: Mapping[str, Array]
-    reps: Mapping[str, Array]
+    reps: Mapping[str, Resampled]
 
 
 def score_rows(plan: Plan, entries: Sequence[Entry], emit: Emit) -> TableOfRows:
@@ -180,7 +180,7 @@ def _measure(plan: Plan, entry: Entry, seen: dict[Any, Any], emit: Emit) -> _Mea
         entry,
         tuple(images),
         {name: np.array([each[name] for each in points]) for name in FIGURES},
-        {name: _mean(np.stack([each[name] for each in reps], axis=1)) for name in FIGURES},
+        {name: pooled([each[name] for each in reps]) for name in FIGURES},
     )
 
 
@@ -207,9 +207,9 @@ def _point(result: Evaluation, group: str, name: str) -> float:
     return float((result.groups[group] if group else result.overall).get(name, math.nan))
 
 
-def _reps(resampled: Replicates, group: str, name: str) -> Array:
+def _reps(resampled: Replicates, group: str, name: str) -> Resampled:
     source = resampled.groups.get(group, {}) if group else resampled.overall
-    return source.get(name, np.full(resampled.resamples, np.nan))
+    return source.get(name, Resampled(name, np.full(resampled.resamples, np.nan)))
 
 
 def _mean(values: Array) -> Array:
@@ -256,5 +256,5 @@ def _differences(one: _Measured, against: _Measured | None) -> dict[str, Differe
 
 def _value(one: _Measured, name: str) -> Value:
     points = one.points[name]
-    low, high = interval_of(FIGURES[name][1], _mean(points), one.reps[name])
+    low, high = one.reps[name].interval(_mean(points))
     return Value(float(_mean(points)), float(low), float(high), _sd(points), tuple(points.tolist()))
