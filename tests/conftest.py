@@ -14,7 +14,8 @@ import pytest
 from cxrlt_cli import registry
 from cxrlt_cli.cli import main
 
-# Before torch is imported: threads that wait by spinning are many times slower when tests run side by side.
+# Before torch is imported: networks this small only lose time to threads, and threads that wait by spinning are many
+# times slower when tests run side by side.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import factories
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from cxrlt_cli.artifacts import LOGIT, RunDir, read_predictions
 from cxrlt_cli.commands import predict
@@ -29,15 +27,6 @@ Cxrlt = Callable[..., Any]
 COUNT = 240
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, Path]:
     """A dataset and a run on it with predictions of dev; tests copy the run."""
@@ -46,17 +35,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, Path]:
     run = factories.make_run(root / "run", prepared)
     factories.write_logits(run, prepared, "dev")
     return prepared, run.path
-
-
-@pytest.fixture
-def prepared(made: tuple[Prepared, Path]) -> Prepared:
-    return made[0]
-
-
-@pytest.fixture
-def run(made: tuple[Prepared, Path], tmp_path: Path) -> RunDir:
-    """A run of this test's own, in the place where the newest run is looked for."""
-    return RunDir(Path(shutil.copytree(made[1], tmp_path / "runs" / "tiny")))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import factories
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from cxrlt_cli.artifacts import LOGIT, RunDir, read_predictions, write_json, write_predictions
 from cxrlt_cli.combine import Scale, cross_combined, read_ensemble
@@ -27,15 +26,6 @@ from cxrlt_cli.metrics import average_precision, mean_defined
 
 Cxrlt = Callable[..., Any]
 COUNT = 240
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import factories
 import numpy as np
 import pytest
-import torch
 from sklearn import metrics as reference
 
 from cxrlt_cli.artifacts import RunDir, read_predictions, write_predictions
@@ -25,15 +24,6 @@ from cxrlt_cli.decisions import cross_fitted
 
 Cxrlt = Callable[..., Any]
 COUNT = 400
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,28 +6,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import factories
 import numpy as np
 import pytest
-import torch
 
 from cxrlt_cli.artifacts import RunDir
 from cxrlt_cli.data.manifest import Prepared
 
 Cxrlt = Callable[..., Any]
 NAME = "run <b>&\"'"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,16 +46,6 @@ def write_epochs(run: RunDir, prepared: Prepared, logits: list[Any]) -> None:
         np.save(run.epoch_logits(epoch), each)
         lines.append({"epoch": epoch, "macro_ap": float(mean_defined(average_precision(labels, each)))})
     write_lines(run.metrics, lines)
-
-
-@pytest.fixture
-def prepared(made: tuple[Prepared, Path]) -> Prepared:
-    return made[0]
-
-
-@pytest.fixture
-def run(made: tuple[Prepared, Path], tmp_path: Path) -> RunDir:
-    return RunDir(Path(shutil.copytree(made[1], tmp_path / "runs" / "tiny")))
 
 
 def step(outcome: Any, name: str, figure: str = "macro_ap") -> dict[str, Any]:

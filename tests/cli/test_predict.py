@@ -4,7 +4,7 @@ import csv
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +25,12 @@ Cxrlt = Callable[..., Any]
 COUNT = 24
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, Path]:
     """A dataset and a run on it; tests copy the run."""
     root = tmp_path_factory.mktemp("made")
     prepared = factories.make_dataset(root / "data", count=COUNT)
     return prepared, factories.make_run(root / "run", prepared).path
-
-
-@pytest.fixture
-def prepared(made: tuple[Prepared, Path]) -> Prepared:
-    return made[0]
-
-
-@pytest.fixture
-def run(made: tuple[Prepared, Path], tmp_path: Path) -> RunDir:
-    """A run of this test's own, in the place where the newest run is looked for."""
-    return RunDir(Path(shutil.copytree(made[1], tmp_path / "runs" / "tiny")))
 
 
 @pytest.fixture

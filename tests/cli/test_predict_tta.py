@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +24,12 @@ EVERYTHING = ("rotate", "shift", "scale", "flip", "brightness", "contrast", "gam
 STRATEGIES = {"none": 1, "flip": 2, "light": 3, "medium": 7, "heavy": 19, "multi-scale": 3, "five-crop": 6}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small only lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, Path]:
     """A dataset, and a run on it that saw every augmentation; tests copy the run."""
     root = tmp_path_factory.mktemp("made")
     prepared = factories.make_dataset(root / "data", count=COUNT)
     return prepared, factories.make_run(root / "run", prepared, augment=EVERYTHING).path
-
-
-@pytest.fixture
-def prepared(made: tuple[Prepared, Path]) -> Prepared:
-    return made[0]
-
-
-@pytest.fixture
-def run(made: tuple[Prepared, Path], tmp_path: Path) -> RunDir:
-    return RunDir(Path(shutil.copytree(made[1], tmp_path / "runs" / "tiny")))
 
 
 def forgetful(run: RunDir, *augment: str) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from cxrlt_cli import registry
 from cxrlt_cli.contracts import GROUPS
@@ -17,15 +15,6 @@ from cxrlt_cli.testing import check
 from cxrlt_cli.testing.rules import CLASSES, STATS
 
 EVERY = [plugin for kind in GROUPS for plugin in registry.available(kind)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Several threads on small tensors mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("plugin", EVERY, ids=lambda plugin: f"{plugin.kind}-{plugin.qualified}")

@@ -36,15 +36,6 @@ def log_odds(p):
     return np.log(p) - np.log1p(-p)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Two threads on small tensors mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class FromParts(nn.Module):
     """A loss from its two parts, averaged over entries."""
 
