@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -19,15 +17,6 @@ from cxrlt_cli.contracts import ClassStats
 STATS = ClassStats(("Effusion", "Mass", "Hernia"), (500, 40, 5), (500, 960, 995))
 #: The last class has no positive, and the first no negative.
 LOPSIDED = ClassStats(("Normal", "Mass", "Hernia"), (1000, 40, 0), (0, 960, 1000))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Two threads on small tensors mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-5, atol: float = 1e-7) -> None:

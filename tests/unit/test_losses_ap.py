@@ -8,18 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from loss_batches import STATS, batch, close, one_thread, value_and_gradient
+from loss_batches import STATS, batch, close, value_and_gradient
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from cxrlt_cli.contracts import ClassStats
 from cxrlt_plugins.losses import ap, bce
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def precision_missing(z: np.ndarray, y: np.ndarray, w: np.ndarray, tau: float) -> float:

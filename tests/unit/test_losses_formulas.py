@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from loss_batches import LOPSIDED, STATS, batch, close, entry, from_timm, one_thread, sigmoid, value_and_gradient
+from loss_batches import LOPSIDED, STATS, batch, close, entry, from_timm, sigmoid, value_and_gradient
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
@@ -20,12 +20,6 @@ from cxrlt_plugins.losses import asl, bce, cb_focal, focal, hill, logit_adjusted
 
 ONES = np.ones(3)
 LOGITS = [-12.0, -3.0, -0.4, 0.0, 0.9, 2.5, 12.0]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with one_thread():
-        yield
 
 
 # formulas ---------------------------------------------------------------------------------------------------------

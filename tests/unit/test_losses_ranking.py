@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from types import ModuleType
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loss_batches import LOPSIDED, STATS, batch, close, entry, from_timm, one_thread, sigmoid, value_and_gradient
+from built_losses import RANKING, seasoned
+from loss_batches import LOPSIDED, STATS, batch, close, entry, from_timm, sigmoid, value_and_gradient
 from scipy.special import logsumexp
 from torch import nn
 
@@ -18,31 +18,11 @@ from cxrlt_cli.contracts import ClassStats, PluginFault
 from cxrlt_cli.posterior import derive
 from cxrlt_plugins.losses import ap, bce, db, focal, two_way
 
-LOSSES = {
-    "db": db.build(STATS),
-    "db-focal": db.build(STATS, gamma=2),
-    "db-lopsided": db.build(LOPSIDED),
-    "two-way": two_way.build(STATS),
-    "two-way-sharp": two_way.build(STATS, pos_temperature=0.5, neg_temperature=0.5),
-    "ap": ap.build(STATS),
-    "ap-sharp": ap.build(STATS, tau=0.1, memory=0, negatives=0),
-    "ap-bce": ap.build(STATS, bce=0.5),
-}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(params=LOSSES.keys())
+@pytest.fixture(params=RANKING.keys())
 def loss(request: pytest.FixtureRequest) -> nn.Module:
     """Each loss, with what it remembers of two batches where it remembers any."""
-    made = copy.deepcopy(LOSSES[request.param])
-    for seed in (7, 8):
-        made(*batch(seed=seed))
-    return made.eval()
+    return seasoned(RANKING[request.param])
 
 
 # promises every loss makes ----------------------------------------------------------------------------------------
@@ -51,7 +31,7 @@ def loss(request: pytest.FixtureRequest) -> nn.Module:
 @pytest.mark.parametrize("name", ["db", "db-focal", "db-lopsided", "two-way", "two-way-sharp"])
 def test_gradient_agrees_with_finite_differences(name: str) -> None:
     """Average precision holds a part of itself fixed, and has a test of its own below."""
-    loss = LOSSES[name]
+    loss = RANKING[name]
     logits, targets, weight = batch(6)
     for labels in (targets, 0.1 + 0.8 * targets):
         _, gradient = value_and_gradient(loss, logits, labels, weight)
@@ -84,32 +64,10 @@ def test_extreme_logits_stay_finite(loss: nn.Module, dtype: torch.dtype) -> None
         assert gradient.isfinite().all()
 
 
-def test_unknown_entries_have_no_say_whatever_they_hold(loss: nn.Module) -> None:
-    logits, targets, weight = batch()
-    hidden = torch.zeros_like(weight, dtype=torch.bool)
-    hidden[3], hidden[:, 1] = True, True
-    weight = weight.masked_fill(hidden, 0)
-    expected, expected_gradient = value_and_gradient(loss, logits, targets, weight)
-    for logit, target in ((0.0, -1.0), (math.nan, math.nan), (math.inf, -1.0), (-math.inf, math.inf)):
-        value, gradient = value_and_gradient(
-            loss, logits.masked_fill(hidden, logit), targets.masked_fill(hidden, target), weight
-        )
-        assert value == expected
-        assert torch.equal(gradient, expected_gradient)
-        assert not gradient[hidden].any()
-
-
 def test_unknown_rows_are_as_good_as_absent(loss: nn.Module) -> None:
     logits, targets, weight = batch()
     weight[10:] = 0
     close(loss(logits, targets, weight), loss(logits[:10], targets[:10], weight[:10]), rtol=1e-12)
-
-
-def test_nothing_known_is_zero_with_zero_gradient(loss: nn.Module) -> None:
-    logits, _, weight = batch()
-    value, gradient = value_and_gradient(loss, logits, torch.full_like(logits, -1), 0 * weight)
-    assert value == 0
-    assert not gradient.any()
 
 
 def test_non_finite_input_at_a_known_entry_is_not_hidden(loss: nn.Module) -> None:
@@ -132,22 +90,6 @@ def test_doubling_all_weights_doubles_the_loss(loss: nn.Module) -> None:
     logits, targets, weight = batch()
     fresh = loss if not getattr(loss, "stateful", False) else ap.build(STATS).eval()  # old weights are remembered
     close(fresh(logits, targets, 2 * weight), 2 * fresh(logits, targets, weight), rtol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_are_computed_in_float32(loss: nn.Module, dtype: torch.dtype) -> None:
-    logits, targets, weight = batch(dtype=torch.float32)
-    value, gradient = value_and_gradient(loss, logits.to(dtype), targets.to(torch.int8), weight)
-    expected, expected_gradient = value_and_gradient(loss, logits.to(dtype).float(), targets, weight)
-    assert value.dtype == torch.float32
-    assert value == expected
-    assert torch.equal(gradient, expected_gradient.to(dtype))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(loss(logits.to(dtype).float(), targets, weight), expected)
-
-
-def test_float64_stays_float64(loss: nn.Module) -> None:
-    assert loss(*batch()).dtype == torch.float64
 
 
 def test_they_say_that_they_have_no_posterior(loss: nn.Module) -> None:
