@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cxrlt_plugins.samplers.weighted import NoFinding, Weighted, by_class, length, patients_of, spread
+from cxrlt_plugins.samplers.weighted import NoFinding, by_class, in_proportion, patients_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,5 +43,4 @@ def build(
         PluginFault: no image can be drawn, or cap and draws do not go together.
     """
     owners = patients_of(patients, cap)
-    weights = by_class(labels, 0.0, no_finding)
-    return Weighted(spread(weights, owners, length(weights, owners, draws)), owners.codes, seed)
+    return in_proportion(by_class(labels, 0.0, no_finding), owners, draws, seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cxrlt_cli.contracts import PluginFault
-from cxrlt_plugins.samplers.weighted import Weighted, length, patients_of, spread
+from cxrlt_plugins.samplers.weighted import in_proportion, patients_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -65,5 +65,4 @@ def build(
         cure = "Give threshold a share in (0, 1]."
         raise PluginFault(f"threshold is {threshold}", where="sampler repeat-factor", cure=cure)
     owners = patients_of(patients, cap)
-    weights = factors(labels, threshold)
-    return Weighted(spread(weights, owners, length(weights, owners, draws)), owners.codes, seed)
+    return in_proportion(factors(labels, threshold), owners, draws, seed)

@@ -91,6 +91,21 @@ def patients_of(patients: Integers, cap: int | None) -> Patients:
     return Patients(np.unique(patients, return_inverse=True)[1].astype(np.int64, copy=False), cap)
 
 
+def in_proportion(weights: Floats, patients: Patients, draws: int | None, seed: int) -> Weighted:
+    """The sampler that draws images in proportion to their weights.
+
+    Args:
+        weights: (N,) >= 0, not all of them 0.
+        patients: their owners, and the cap.
+        draws: of every epoch; None for what ``length`` says.
+        seed: >= 0.
+
+    Raises:
+        PluginFault: ``draws`` is less than 1, or more than the cap allows.
+    """
+    return Weighted(spread(weights, patients, length(weights, patients, draws)), patients.codes, seed)
+
+
 def length(weights: Floats, patients: Patients, draws: int | None) -> int:
     """Draws of an epoch: ``draws``, or as many as there are images, or fewer where the cap allows no more.
 
