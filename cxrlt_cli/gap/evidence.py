@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -38,6 +38,7 @@ class Dev:
         fitted: posteriors and decisions learned from these very images.
         honest: those that other patients' images taught (cross-fitted).
         epochs: (E, N, C) scores after every epoch, of which the best was kept; None where not known.
+        decide: epoch -> the honest posteriors and decisions it would have had; None where not known.
         kept: which of them.
         unseen: (N,) whether the patient took no part in training; None where not known.
         exact: (N, C) labels better than ``labels``, -1 where there is none; None where there are none at all.
@@ -51,13 +52,14 @@ class Dev:
     fitted: Decided
     honest: Decided
     epochs: npt.NDArray[np.floating] | None = None
+    decide: Callable[[int], Decided] | None = None
     kept: int = 0
     unseen: npt.NDArray[np.bool_] | None = None
     exact: Labels | None = None
     views: Sequence[str] = ()
 
     def select(self, chosen: npt.NDArray[np.bool_]) -> Dev:
-        """The same for some classes (C,)."""
+        """The same for some classes (C,), without ``decide``."""
         pick = np.flatnonzero(chosen)
         return replace(
             self,
@@ -67,6 +69,7 @@ class Dev:
             fitted=Decided(self.fitted.posteriors[:, pick], self.fitted.decisions[:, pick]),
             honest=Decided(self.honest.posteriors[:, pick], self.honest.decisions[:, pick]),
             epochs=None if self.epochs is None else self.epochs[:, :, pick],
+            decide=None,
             exact=None if self.exact is None else self.exact[:, pick],
         )
 

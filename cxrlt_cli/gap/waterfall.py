@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -34,7 +34,7 @@ from cxrlt_cli.bootstrap import interval, on_logit_scale, replicates
 from cxrlt_cli.bootstrap.draws import Clusters, clusters, weights
 from cxrlt_cli.gap.choice import Choice, optimism
 from cxrlt_cli.gap.evidence import Dev, Target, judged_classes, stages
-from cxrlt_cli.gap.figures import FIGURES, RANKING, Judged, point, resampled
+from cxrlt_cli.gap.figures import DECIDED, FIGURES, RANKING, Judged, point, resampled
 from cxrlt_cli.metrics import average_precision, mean_defined
 
 Array = npt.NDArray[np.float64]
@@ -153,7 +153,7 @@ def gap(dev: Dev, target: Target, *, resamples: int = 1000, seed: int = 0) -> Ga
     times = weights(drawn, seed, 0, resamples)
     some, aim = dev.select(chosen), target.select(chosen)
     start = {name: float(mean_defined(values)) for name, values in point(_as_fitted(dev)).items()}
-    changes, choice = _changes(some, aim, drawn, times), _choice(dev, chosen, resamples, seed)
+    changes, choice = _changes(some, aim, drawn, times), _choice(dev, chosen, times, seed)
     estimated = _Estimated(_leaving(dev, some, times), changes, choice, target.why)
     total = _total(some, times, changes)
     made = {}
@@ -240,17 +240,36 @@ def _more_positives(last: Judged, target: Target) -> Array:
     return np.asarray(np.maximum(share * (target.images or 0), 1) / np.maximum(positive, 1))
 
 
-def _choice(dev: Dev, chosen: npt.NDArray[np.bool_], resamples: int, seed: int) -> Choice | None:
+def _choice(dev: Dev, chosen: npt.NDArray[np.bool_], times: npt.NDArray[np.uint8], seed: int) -> Choice | None:
     """How far the choice of the epoch flatters; every class had a say in it, the judged ones are reported."""
     if dev.epochs is None:
         return None
+    resamples = len(times)
     reps = [replicates(dev.labels, each, dev.patients, resamples=resamples, seed=seed).per_class for each in dev.epochs]
     scores = [float(mean_defined(average_precision(dev.labels, each))) for each in dev.epochs]
-    figures = {
-        f"macro_{name}": np.stack([mean_defined(one[name].values[:, chosen]) for one in reps])
-        for name in ("ap", "auroc")
-    }
-    return optimism(scores, np.stack([mean_defined(one["ap"].values) for one in reps]), figures, dev.kept)
+    drawn = {name: np.stack([one[name].values for one in reps]) for name in ("ap", "auroc")}
+    figures = {f"macro_{name}": mean_defined(values[..., chosen]) for name, values in drawn.items()}
+    by = mean_defined(drawn["ap"])
+    choice = optimism(scores, by, figures, dev.kept)
+    if dev.decide is None:
+        return choice
+    decided = optimism(scores, by, _decided(dev, choice, chosen, times), dev.kept)
+    return replace(choice, optimism={**choice.optimism, **decided.optimism}, gains={**choice.gains, **decided.gains})
+
+
+def _decided(dev: Dev, choice: Choice, chosen: npt.NDArray[np.bool_], times: npt.NDArray[np.uint8]) -> dict[str, Array]:
+    """F1 and calibration error of every epoch that is ever the best one, (E, R) each; of the others 0: no one asks."""
+    assert dev.decide is not None
+    assert dev.epochs is not None
+    made = {name: np.zeros((len(choice.chosen), len(times))) for name in DECIDED}
+    labels = dev.labels[:, chosen]
+    for epoch in np.union1d(np.flatnonzero(choice.chosen), [dev.kept]).tolist():
+        own = dev.decide(epoch)
+        judged = Judged(labels, dev.epochs[epoch][:, chosen], own.posteriors[:, chosen], own.decisions[:, chosen])
+        found = resampled(judged, times)
+        for name in DECIDED:
+            made[name][epoch] = mean_defined(found[name])
+    return made
 
 
 # -- adding up -----------------------------------------------------------------------------------------------------
@@ -315,7 +334,7 @@ def _step(part: str, name: str, estimated: _Estimated) -> tuple[float | None, tu
 
 def _of_choice(choice: Choice, name: str) -> tuple[float | None, tuple[float, float] | None, str]:
     if name not in choice.gains:
-        return None, None, "only the kept epoch has decisions"
+        return None, None, "the epochs' decisions are not known"
     low, high = interval(-choice.gains[name])
     return -choice.optimism[name], (float(low), float(high)), ""
 

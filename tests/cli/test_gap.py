@@ -63,6 +63,7 @@ def test_the_waterfall_adds_up_and_meets_the_test_score(cxrlt: Cxrlt, run: RunDi
         assert figure["observed"] is not None
     assert told["gap"]["macro_ap"]["observed_inside"]
     assert step(told, "checkpoint")["change"] <= 0
+    assert step(told, "checkpoint", "macro_f1")["low"] <= step(told, "checkpoint", "macro_f1")["high"]
     assert sum(told["epochs_chosen"]) == pytest.approx(1)
     assert step(told, "patients")["why"] == "0 by construction: no patient of these images is in training"
     assert step(told, "labels")["change"] is None

@@ -179,6 +179,43 @@ def test_what_is_not_known_is_not_called_zero(one: tuple[Dev, Target, Dev, Gap])
     assert step(one[3], "checkpoint", "macro_f1").change is None
 
 
+@pytest.mark.slow
+def test_choosing_an_epoch_flatters_f1_by_as_much_as_is_said() -> None:
+    """Sixty worlds: what F1 of the chosen epoch exceeds its worth by, less what that of any epoch does."""
+    said, real = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        (truth, epochs), (there, later) = world(rng, 120, SHARES), world(rng, 2400, SHARES)
+        kept = int(np.argmax([macro(truth, scores) for scores in epochs]))
+        names, own = [f"p{k // 2}" for k in range(len(truth))], decided(epochs[kept])
+        asked: list[int] = []
+
+        def decide(epoch: int, epochs: Array = epochs, asked: list[int] = asked) -> Decided:
+            asked.append(epoch)
+            return decided(epochs[epoch])
+
+        classes = tuple(f"c{k}" for k in range(CLASSES))
+        dev = Dev(classes, truth, epochs[kept], names, own, own, epochs=epochs, kept=kept, decide=decide)
+        found = gap(dev, Target(), resamples=200, seed=seed)
+        chosen = np.isin(np.array(dev.classes), found.classes)
+        here, elsewhere = (
+            np.array([f1(labels[:, chosen], scores[:, chosen]) for scores in each])
+            for labels, each in ((truth, epochs), (there, later))
+        )
+        flattery = here - elsewhere
+        real.append(flattery[kept] - flattery.mean())
+        said.append(-(step(found, "checkpoint", "macro_f1").change or 0.0))
+        assert found.chosen is not None
+        assert set(asked) == set(np.flatnonzero(found.chosen).tolist()) | {kept}  # the others are never asked for
+        assert step(found, "checkpoint", "ece").low is not None
+    assert np.mean(said) > 0.003
+    assert np.mean(said) == pytest.approx(np.mean(real), abs=2 * np.std(real) / np.sqrt(len(real)))
+
+
+def f1(labels: npt.NDArray[np.int8], scores: Array) -> float:
+    return float(mean_defined(point(Judged(labels, scores, *decided(scores)))["macro_f1"]))
+
+
 def test_rare_classes_are_not_judged(one: tuple[Dev, Target, Dev, Gap]) -> None:
     dev, target = one[:2]
     labels = dev.labels.copy()

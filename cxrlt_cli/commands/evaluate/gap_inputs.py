@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from cxrlt_cli.commands.evaluate.of_run import Asked, aligned, predicted, why_ag
 from cxrlt_cli.commands.evaluate.scored import Predicted
 from cxrlt_cli.commands.evaluate.sheets import identifiers, labels_of, read_sheet
 from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, split_rows
-from cxrlt_cli.commands.run_decisions import decisions_of
+from cxrlt_cli.commands.run_decisions import decisions_of, judged
 from cxrlt_cli.commands.target_prevalence import parse_target
 from cxrlt_cli.contracts import UNKNOWN
 from cxrlt_cli.data.manifest import Prepared
@@ -99,6 +99,7 @@ def gathered(run: OpenRun, sought: Sought, emit: Emit) -> Gathered:
         fitted=_fitted(run, of, decisions, why),
         honest=Decided(of.posteriors, of.decisions),
         epochs=epochs,
+        decide=None if epochs is None else _decider(run, of, prepared, decisions, epochs),
         kept=kept,
         unseen=_unseen(of, why),
         exact=exact,
@@ -126,6 +127,26 @@ def _fitted(run: OpenRun, of: Predicted, decisions: Decisions | None, why: dict[
     else:
         why["decisions"] = f"{BUILT_IN}: calibration and thresholds were {how['how']}, not on these images"
     return Decided(of.posteriors, of.decisions)
+
+
+def _decider(
+    run: OpenRun, of: Predicted, prepared: Prepared, decisions: Decisions | None, epochs: npt.NDArray[np.floating]
+) -> Callable[[int], Decided]:
+    """What calibration and thresholds, fitted as for the kept epoch, would have given after another one.
+
+    All go through the link of the kept epoch. With deferred re-weighting that of an early epoch was another one; the
+    calibration that follows takes up the difference.
+    """
+    link = open_link(run)
+
+    def decide(epoch: int) -> Decided:
+        logits = epochs[epoch]
+        log_odds = logits.astype(np.float64) if link is None else link.log_odds_of(logits.astype(np.float32))
+        return Decided(
+            *judged(run, decisions, (prepared, "dev"), labels=of.labels, log_odds=log_odds, patients=of.owners)
+        )
+
+    return decide
 
 
 def _unseen(of: Predicted, why: dict[str, str]) -> npt.NDArray[np.bool_] | None:
