@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,9 @@ Array = npt.NDArray[np.float64]
 #: Figures between 0 and 1 that may reach both ends.
 SHARES = frozenset({"ap", "auroc", "f1", "precision", "recall", "f1_at_half", "brier", "chance_ap"})
 #: From here on the bias of mAP is worth a word.
-NOTABLE_BIAS = 0.005
+_NOTABLE = 0.005
+#: Numbers that differ by less are equal ones, added up in another order.
+_ROUNDING = 1e-12
 _WITH_F1 = frozenset({"f1", "f1_at_half"})
 _OF_DECISIONS = _WITH_F1 | {"precision", "recall"}
 
@@ -50,8 +52,11 @@ class Resampled:
         return np.asarray(np.hypot(deviation(self.values) * self.widening, self.floor))
 
     def reach(self, level: float = 0.95) -> Array:
-        """Half the width of an interval: Student's t times the standard error, a number or (C,)."""
-        return student((1 + level) / 2, self.certainty) * self.error
+        """Half the width of an interval: Student's t times the standard error, a number or (C,).
+
+        nan where all resamples say the same, as with one patient: the figure has an error, but they cannot show it.
+        """
+        return np.where(self.error > 0, student((1 + level) / 2, self.certainty) * self.error, np.nan)
 
     @property
     def certainty(self) -> Array:
@@ -74,7 +79,8 @@ class Resampled:
         - slope and intercept: the figure -+ ``reach``.
 
         Returns:
-            Lower and upper end, as ``point``; nan where fewer than two resamples have a value.
+            Lower and upper end, as ``point``; nan where fewer than two resamples have a value, or where all have the
+            same and it is neither 0 nor 1.
         """
         value, reach = np.asarray(point, np.float64), self.reach(level)
         kind = self.name.removeprefix("macro_").removeprefix("micro_")
@@ -85,9 +91,9 @@ class Resampled:
         if kind not in SHARES:
             return (value - reach)[()], (value + reach)[()]
         inside = on_logit_scale(value, reach, self.bias)
-        ends = at_the_end(value, np.asarray(self.freedom) + 1, level, f1=kind in _WITH_F1)
-        known = ~np.isnan(reach)
-        low, high = (np.where(known & ((value == 0) | (value == 1)), b, a) for a, b in zip(inside, ends, strict=True))
+        patients = np.where(np.isnan(self.error), 0, np.asarray(self.freedom) + 1)
+        ends = at_the_end(value, patients, level, f1=kind in _WITH_F1)
+        low, high = (np.where((value == 0) | (value == 1), b, a) for a, b in zip(inside, ends, strict=True))
         return low[()], high[()]
 
 
@@ -116,8 +122,8 @@ def averaged(values: Array, classes: Resampled, bias: Array | float = 0.0, varia
     """The macro average of classes.
 
     The degrees of freedom are those of Welch and Satterthwaite (1946) for a mean of C estimates with variances v and
-    freedoms f: ``(sum v)^2 / sum(v^2 / f)``. A class whose figure is 0, or 1, in every resample shows no spread though
-    it has some; it adds the variance of a share of which 0 of n were seen, under Jeffreys' prior.
+    freedoms f: ``(sum v)^2 / sum(v^2 / f)``. A class whose figure is the same in every resample, mostly 0 or 1, shows
+    no spread though it has some; it adds the variance of a share of which 0 of n were seen, under Jeffreys' prior.
 
     Args:
         values: (R,) the averages.
@@ -133,7 +139,7 @@ def averaged(values: Array, classes: Resampled, bias: Array | float = 0.0, varia
     used = ~np.isnan(own)
     own, shown, freedom = own[used], shown[used], np.maximum(count[used] - 1, 1)
     if not own.sum():
-        return Resampled(f"macro_{classes.name}", values, float(freedom.min(initial=np.inf)))
+        return Resampled(f"macro_{classes.name}", values, float((count[used] - 1).min(initial=np.inf)))
     other = np.broadcast_to(np.asarray(variance, np.float64), used.shape)[used].sum()
     seen = max(own[~hidden[used]].sum(), other) / shown.sum() if shown.any() else 1.0
     return Resampled(
@@ -147,15 +153,24 @@ def averaged(values: Array, classes: Resampled, bias: Array | float = 0.0, varia
 
 
 def pooled(several: Sequence[Resampled]) -> Resampled:
-    """The mean of one figure over repetitions: seeds, or folds."""
+    """The mean of one figure over the repetitions, seeds or folds, that have it: a fold may lack a group."""
+    having = [one for one in several if not np.isnan(one.values).all()] or several
     return Resampled(
         several[0].name,
-        np.array([_mean(row) for row in np.stack([one.values for one in several], axis=1)]),
-        freedom=min(float(np.asarray(one.freedom)) for one in several),
-        widening=_mean(np.array([one.widening for one in several], np.float64)),
-        floor=_mean(np.array([one.floor for one in several], np.float64)),
-        bias=_mean(np.array([one.bias for one in several], np.float64)),
+        np.array([_mean(row) for row in np.stack([one.values for one in having], axis=1)]),
+        freedom=min(float(np.asarray(one.freedom)) for one in having),
+        widening=float(np.mean([one.widening for one in having])),
+        floor=float(np.mean([one.floor for one in having])),
+        bias=float(np.mean([one.bias for one in having])),
     )
+
+
+def bias_note(biases: Iterable[float]) -> str:
+    """Why mAPs with these biases stand near the upper end of their interval, or above it; empty where all are small."""
+    most = max(biases, default=0.0)
+    if most < _NOTABLE:
+        return ""
+    return f"With few positives mAP comes out too high, here by up to {most:.3f}; its intervals allow for that."
 
 
 def _jeffreys(count: Array) -> Array:
@@ -246,7 +261,7 @@ def of_an_error(point: Array, reach: Array, bias: Array, quantile: npt.ArrayLike
         quantile: (...) of Student's t that ``reach`` contains.
     """
     below = bias + np.hypot(reach, np.asarray(quantile) * bias / 2)
-    return np.maximum(point - below, 0)[()], (point + reach)[()]
+    return np.maximum(point - below, 0)[()], np.minimum(point + reach, 1)[()]
 
 
 def folded_bias(differences: Array) -> Array:
@@ -264,7 +279,7 @@ def folded_bias(differences: Array) -> Array:
     """
     from scipy.special import ndtr
 
-    mean, spread = differences.mean(axis=0), deviation(differences)
+    mean, spread = _moments(differences)
     true = np.sqrt(np.maximum(mean**2 - spread**2, 0))
     ratio = true / np.where(spread > 0, spread, 1)
     folded = spread * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + true * (1 - 2 * ndtr(-ratio))
@@ -279,12 +294,19 @@ def student(share: float, freedom: npt.ArrayLike) -> Array:
 
 
 def deviation(values: Array) -> Array:
-    """Standard deviation (...) of what is defined among (R, ...); nan for fewer than two."""
+    """Standard deviation (...) of what is defined among (R, ...), 0 for mere rounding; nan for fewer than two."""
+    return _moments(values)[1]
+
+
+def _moments(values: Array) -> tuple[Array, Array]:
+    """Mean, 0 where nothing is defined, and ``deviation``."""
     defined = ~np.isnan(values)
     count = defined.sum(axis=0)
     mean = np.where(defined, values, 0).sum(axis=0) / np.maximum(count, 1)
     squares = np.where(defined, (values - mean) ** 2, 0).sum(axis=0)
-    return np.asarray(np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan))
+    spread = np.sqrt(squares / np.maximum(count - 1, 1))
+    spread = np.where(spread > _ROUNDING * np.maximum(np.abs(mean), 1), spread, 0)
+    return mean, np.where(count > 1, spread, np.nan)
 
 
 def _quantile(ordered: Array, share: float) -> Any:
@@ -331,7 +353,7 @@ def paired(
     The difference over its standard error, which is that of the differences of the replicates, is referred to Student's
     t (the bootstrap's way to a paired t test). Freedom and widening are those of the figure that is less certain.
     Equal predictions have p = 1. Where they differ by the same in every resample, as with a single positive, nothing
-    can be told: p and interval are nan.
+    can be told: p, interval and what could be detected are nan.
 
     Args:
         point_a: figure of A on all images, a number or (C,).
@@ -343,16 +365,15 @@ def paired(
     from scipy.special import stdtr
 
     value = np.asarray(point_a, dtype=np.float64) - np.asarray(point_b, dtype=np.float64)
-    value = np.where(np.abs(value) < 1e-12, 0.0, value)  # equal figures added up in another order are equal
+    value = np.where(np.abs(value) < _ROUNDING, 0.0, value)
     both = Resampled(a.name, a.values - b.values, np.minimum(a.freedom, b.freedom), np.maximum(a.widening, b.widening))
     error, freedom = both.error, both.certainty
-    told = (error > 1e-15) | (value == 0)
-    reach = np.where(told, student((1 + level) / 2, freedom) * error, np.nan)
-    p = np.where(value == 0, 1.0, 2 * stdtr(freedom, -np.abs(value) / np.where(error > 1e-15, error, np.nan)))
+    error = np.where((error > 0) | (value == 0), error, np.nan)
+    reach = student((1 + level) / 2, freedom) * error
+    same = (value == 0) & ~np.isnan(error)
+    p = np.where(same, 1.0, 2 * stdtr(freedom, -np.abs(value) / np.where(error > 0, error, np.nan)))
     needed = (student(0.975, freedom) + student(0.8, freedom)) * error
-    return Difference(
-        value[()], (value - reach)[()], (value + reach)[()], np.where(np.isnan(error), np.nan, p)[()], needed[()]
-    )
+    return Difference(value[()], (value - reach)[()], (value + reach)[()], p[()], needed[()])
 
 
 def holm(p: npt.ArrayLike) -> Array:

@@ -96,7 +96,8 @@ def ap_jackknife(classes: Sequence[Thresholds], patients: Clusters) -> tuple[Arr
     times their sum of squares around their mean (Tukey, 1958).
 
     Returns:
-        Bias (C,) and variance (C,), 0 for a class without positives, or whose positives are all one patient's.
+        Bias (C,) and variance (C,), 0 for a class without positives. A share that holds all positives of a class is not
+        left out of it; the others then tell what fewer negatives do, which with so few positives is most of the bias.
     """
     shares = min(_SHARES, patients.count)
     values = np.stack([ranking_replicates(at, all_but_a_share(patients, shares))[0] for at in classes], axis=1)

@@ -32,9 +32,9 @@ class Replicates:
     """Figures in R resamples of the patients; names are those of ``metrics.Evaluation``.
 
     Attributes:
-        per_class: figure -> (R, C), nan where a resample leaves a class without a value.
-        overall: figure -> (R,). The macro average of a resample is that of the classes that have a value in it.
-        groups: head, medium, tail, rare -> figure -> (R,). Which classes are in a group is the same in all resamples.
+        per_class: figure -> resamples (R, C), nan where one leaves a class without a value.
+        overall: figure -> resamples (R,). The macro average of each is that of the classes that have a value in it.
+        groups: head, medium, tail, rare -> figure -> resamples (R,). Which classes are in a group is the same in all.
             Empty when no prevalence was given.
         patients: how many were drawn from, and drawn, each time.
         seed: of the draws.
@@ -102,14 +102,7 @@ def replicates(
     judged = Judged(labels, posteriors, decisions)
     drawn = clusters(patients)
     ranked = [thresholds(rank(labels[:, c], scores[:, c])) for c in range(labels.shape[1])]
-    chunk = max(1, _BYTES // max(len(labels), 1))
-    parts = []
-    for first in range(0, resamples, chunk):
-        last = min(first + chunk, resamples)
-        tick = _ticks(progress, first, last, 2 * len(ranked))
-        parts.append(_chunk(judged, ranked, weights(drawn, seed, first, last), tick))
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    found |= {name: np.abs(found[bins]).sum(axis=-1) for name, bins in _ERRORS.items() if bins in found}
+    found = _found(judged, ranked, lambda first, last: weights(drawn, seed, first, last), resamples, progress)
     bias = {name: folded_bias(found[bins]) for name, bins in _ERRORS.items() if bins in found}
     bias["ap"], variance = ap_jackknife(ranked, drawn)
     values = {name: found[name] for name in PER_CLASS if name in found}
@@ -126,6 +119,24 @@ def replicates(
         patients=drawn.count,
         seed=seed,
     )
+
+
+def _found(
+    judged: Judged,
+    ranked: Sequence[Thresholds],
+    draw: Callable[[int, int], Weights],
+    resamples: int,
+    progress: Callable[[int], None] | None,
+) -> dict[str, Array]:
+    """Figures of classes and of all entries, and what calibration errors add up, in all resamples."""
+    chunk = max(1, _BYTES // len(judged.labels))
+    parts = []
+    for first in range(0, resamples, chunk):
+        last = min(first + chunk, resamples)
+        tick = _ticks(progress, first, last, 2 * len(ranked))
+        parts.append(_chunk(judged, ranked, draw(first, last), tick))
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return found | {name: np.abs(found[bins]).sum(axis=-1) for name, bins in _ERRORS.items() if bins in found}
 
 
 def _ticks(progress: Callable[[int], None] | None, first: int, last: int, steps: int) -> Callable[[], None]:

@@ -8,8 +8,6 @@ show that it is better. Without a credible one, the plain images are chosen.
 The gain of the chosen strategy flatters it, since it was chosen for it. So the rule is followed once for each fold of
 the patients, on the other folds, and the images of the fold take the strategy chosen there: the gain of these
 cross-fitted outputs is what following the rule is worth.
-
-numpy only.
 """
 
 from __future__ import annotations
@@ -151,5 +149,5 @@ def _follow_rule(measured: Mapping[str, _Measured], trials: Mapping[str, Trial],
     if not credible:
         return plain
     best = max(credible, key=lambda name: (trials[name].score, -trials[name].views))
-    as_good = [name for name in credible if name == best or measured[best].over(measured[name]).low <= 0]
+    as_good = [name for name in credible if name == best or not measured[best].over(measured[name]).low > 0]
     return min(as_good, key=lambda name: (trials[name].views, -trials[name].score))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from cxrlt_cli.bootstrap import Difference
+from cxrlt_cli.bootstrap import Difference, bias_note
 from cxrlt_cli.report.contents import Contrast, Judged, Ran
 from cxrlt_cli.report.evaluation import HEADLINE, RANGES, figure_of
 from cxrlt_cli.report.page import page
@@ -19,10 +20,11 @@ def render(judged: Sequence[Judged], contrasts: Sequence[Contrast], ran: Ran) ->
         contrasts: each further one minus the first; none where they are not of the same images, or without resamples.
         ran: what ran.
     """
+    moved = bias_note(float(one.replicates.overall["macro_ap"].bias) for one in judged if one.replicates)
     return page(
         "comparison.html",
         judged=judged,
-        ran=ran,
+        ran=replace(ran, remarks=[*ran.remarks, moved]) if moved else ran,
         labels=[label for label, *_ in HEADLINE],
         runs=[_run(one) for one in judged],
         contrasts=[{"name": one.name, "minus": one.minus, "rows": _differences(one)} for one in contrasts],

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxrlt_cli.bootstrap import NOTABLE_BIAS, Resampled
+from cxrlt_cli.bootstrap import Resampled, bias_note
 from cxrlt_cli.metrics import ALL_GROUPS, RARE
 from cxrlt_cli.report.contents import Array, Judged, Part, Pictures, Ran
 from cxrlt_cli.report.curves import Rare, interval_bar, long_tail
@@ -99,9 +99,10 @@ def _headline(judged: Judged) -> list[dict[str, Any]]:
     tiles = []
     for label, name, meaning in HEADLINE:
         reps = judged.replicates.overall[name] if judged.replicates else None
-        note = f"chance {figure(judged.result.overall['chance_ap'])}" if name == "macro_ap" else ""
-        if name == "macro_ap" and reps is not None and reps.bias >= NOTABLE_BIAS:
-            note += f"; about {figure(float(reps.bias))} too high for want of positives, which the interval allows for"
+        note = ""
+        if name == "macro_ap":
+            chance = figure(judged.result.overall["chance_ap"])
+            note = f"chance {chance}. {bias_note(_biases(judged))}".removesuffix(". ")
         before = judged.before.overall[name] if judged.before and name in _CALIBRATED else math.nan
         if not math.isnan(before):
             note = f"before calibration {figure(before)}"
@@ -111,6 +112,13 @@ def _headline(judged: Judged) -> list[dict[str, Any]]:
 
 
 _CALIBRATED = ("macro_f1_at_half", "ece", "macro_ece")
+
+
+def _biases(judged: Judged) -> list[float]:
+    """Of every mAP of the page that has an interval: of all classes, of groups, of subsets."""
+    drawn = [part.replicates.overall for part in judged.parts if part.replicates]
+    drawn += [judged.replicates.overall, *judged.replicates.groups.values()] if judged.replicates else []
+    return [float(averages["macro_ap"].bias) for averages in drawn]
 
 
 def _groups(judged: Judged) -> list[dict[str, Any]]:

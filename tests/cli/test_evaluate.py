@@ -343,6 +343,8 @@ def test_everything_has_an_interval(cxrlt: Cxrlt, run: RunDir) -> None:
     assert absent["intervals"]["ap"] == [None, None]
     assert absent["undefined_resamples"]["ap"] == 1
     assert one["patients"] == 50
+    assert set(one["bias"]) == {"macro_ap", "ece", "macro_ece"}
+    assert set(one["group_bias"]) == set(one["groups"])
 
 
 def test_the_seed_decides_the_intervals_and_nothing_else(cxrlt: Cxrlt, run: RunDir) -> None:
@@ -455,6 +457,7 @@ def test_thirty_classes_fit_a_hundred_columns(tmp_path: Path) -> None:
     assert len(tables) == 5 + 5 + 30 + 4  # no row is broken over lines
     assert len(subsets) == 2
     assert all(len(line) <= 100 for line in tables + subsets)
+    assert sum("mAP comes out too high" in line for line in lines) == 2  # below the first table, and that of subsets
     other = factories.make_run(tmp_path / "a_longer_name", prepared, weights=False, **counts)
     factories.write_logits(other, prepared, "dev", seed=2)
     lines = on_a_terminal(["evaluate", str(run.path), str(other.path), "--resamples", "50"], columns=100)

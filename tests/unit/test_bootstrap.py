@@ -269,9 +269,15 @@ def test_a_comparison_by_hand() -> None:
 def test_a_difference_that_no_resample_changes_is_not_judged() -> None:
     found = paired(1.0, 0.5, made_up(np.ones(50), freedom=0), made_up(np.full(50, 0.5), freedom=0))
     assert found.value == 0.5
-    assert np.isnan([found.low, found.high, found.p]).all()
+    assert np.isnan([found.low, found.high, found.p, found.detectable]).all()
     found = paired(math.nan, 0.5, made_up(np.full(50, math.nan)), made_up(np.full(50, 0.5)))
     assert np.isnan([found.value, found.low, found.high, found.p, found.detectable]).all()
+
+
+def test_rounding_is_no_spread() -> None:
+    """The mean of a thousand times 11/12 is 11/12 less 1e-14."""
+    found = paired(11 / 12, 0.0, made_up(np.full(1000, 11 / 12), freedom=0), made_up(np.zeros(1000), freedom=0))
+    assert np.isnan([found.low, found.high, found.p, found.detectable]).all()
 
 
 @settings(max_examples=100, deadline=None)

@@ -258,6 +258,29 @@ def test_a_figure_of_0_or_1_has_room_on_the_other_side(name: str) -> None:
     assert none.interval(0.0) == pytest.approx((0, 2 * room / (1 + room) if name == "f1" else room))
     nothing = Resampled(name, np.full(20, np.nan), freedom=-1)
     np.testing.assert_equal(nothing.interval(math.nan), (math.nan, math.nan))
+    single = Resampled(name, np.ones(1), freedom=6)
+    np.testing.assert_equal(single.interval(1.0), (math.nan, math.nan))
+
+
+@pytest.mark.parametrize("name", ["recall", "micro_f1", "ece", "slope", "macro_precision"])
+def test_where_every_resample_says_the_same_there_is_no_interval(name: str) -> None:
+    np.testing.assert_equal(Resampled(name, np.full(1000, 11 / 12), freedom=0).interval(11 / 12), (math.nan, math.nan))
+
+
+def test_one_patient_has_figures_and_no_intervals() -> None:
+    one = simulate(USUAL, 0)
+    made = replicates(one.labels, one.scores, np.zeros(len(one.labels)), posteriors=one.posteriors, resamples=20)
+    points = evaluate(one.labels, one.scores, one.posteriors, USUAL.names, USUAL.prevalence)
+    low, high = made.per_class["ap"].interval(points.per_class["ap"])
+    assert np.isnan([low, high]).all()
+    assert np.isnan([made.overall[name].interval(points.overall[name]) for name in ("ece", "micro_f1_at_half")]).all()
+
+
+def test_a_macro_average_to_which_no_patient_adds_has_no_interval() -> None:
+    labels, scores = np.zeros((20, 3), np.int8), np.random.default_rng(0).normal(size=(20, 3))
+    made = replicates(labels, scores, np.arange(20), prevalence=[0.2] * 3, absent="zero", resamples=20)
+    np.testing.assert_equal(made.overall["macro_ap"].interval(0.0), (math.nan, math.nan))
+    np.testing.assert_equal(made.groups["tail"]["macro_ap"].interval(math.nan), (math.nan, math.nan))
 
 
 def test_an_average_by_hand() -> None:
@@ -281,6 +304,7 @@ def test_calibration_errors_reach_further_down_than_up() -> None:
     t = reach / float(reps.error)
     assert reps.interval(0.5) == pytest.approx((0.5 - 0.04 - math.hypot(reach, t * 0.02), 0.5 + reach))
     assert reps.interval(0.05) == pytest.approx((0, 0.05 + reach))
+    assert reps.interval(0.99)[1] == 1
 
 
 def test_the_bias_of_absolute_values_is_that_of_a_folded_normal_variable() -> None:
@@ -293,6 +317,8 @@ def test_the_bias_of_absolute_values_is_that_of_a_folded_normal_variable() -> No
         expected = np.abs(true + noise).mean() - true
         assert folded_bias(seen + noise) == pytest.approx(expected, abs=0.005)
     assert folded_bias(np.full((5, 3, 4), 0.2)).tolist() == [0, 0, 0]
+    some = np.concatenate([0.1 + noise[:9], np.full((1, 1), np.nan)])  # a resample without a known label
+    assert folded_bias(some) == pytest.approx(folded_bias(some[:9]))
 
 
 def test_the_bias_of_ap_is_that_of_leaving_out_shares_of_the_patients() -> None:
@@ -317,3 +343,15 @@ def test_repetitions_are_pooled() -> None:
     both = pooled([first, second])
     np.testing.assert_allclose(both.values, [0.2, 0.2, np.nan])
     assert (both.freedom, both.widening, both.bias) == (5.0, pytest.approx(1.1), pytest.approx(0.01))
+    without = Resampled("macro_ap", np.full(3, np.nan))
+    alone = pooled([first, without])
+    np.testing.assert_array_equal(alone.values, first.values)
+    assert (alone.freedom, alone.widening, alone.bias) == (9.0, 1.2, 0.02)
+    assert np.isnan(pooled([without, without]).interval(math.nan)).all()
+
+
+def test_a_bias_is_told_where_it_shows() -> None:
+    from cxrlt_cli.bootstrap import bias_note
+
+    assert bias_note([]) == bias_note([0.001, -0.2]) == ""
+    assert "by up to 0.031;" in bias_note([0.012, 0.031])

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def test_a_row_is_the_mean_over_seeds_with_its_interval() -> None:
     ends = [1 / (1 + math.exp(math.log(0.7 / 0.3) - side * reach)) for side in (-1, 1)]
     assert (value.low, value.high) == (pytest.approx(ends[0], abs=1e-6), pytest.approx(ends[1], abs=1e-6))
     assert row.differences is None
+
+
+def test_the_bias_of_a_row_is_told_below_the_table() -> None:
+    (row,) = _compared([measured("a", [0.2], [0.1, 0.2, 0.3])], "a", silent)
+    assert row.values["macro_ap"].bias == 0
+    assert "too high" not in as_markdown(table())
+    biased = {name: replace(value, bias=0.0123) for name, value in table().rows[0].values.items()}
+    moved = replace(table(), rows=(replace(table().rows[0], values=biased),))
+    assert "too high, here by up to 0.012; its intervals" in as_markdown(moved)
 
 
 def test_a_difference_is_paired() -> None:

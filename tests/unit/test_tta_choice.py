@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 from sklearn.metrics import average_precision_score
 
-from cxrlt_cli.commands.tta_choice import Choice, choose, measurements
+from cxrlt_cli.bootstrap import Resampled
+from cxrlt_cli.commands.tta_choice import Choice, _follow_rule, _Measured, _trials, choose, measurements
 from cxrlt_cli.errors import DataError
 
 CLASSES = 3
@@ -86,6 +87,16 @@ def test_a_dearer_one_is_chosen_only_where_it_is_credibly_better() -> None:
     assert first.trials["dear"].score > first.trials["cheap"].score
     assert first.name == "cheap"
     assert second.name == "dear"
+
+
+def test_a_dearer_one_that_cannot_be_told_from_a_cheaper_one_is_not_chosen() -> None:
+    """The same difference in every resample, as with a single patient, is nothing to go by."""
+    spread = np.random.default_rng(0).normal(0, 0.001, 50)
+    measured = {
+        name: _Measured(point, Resampled("macro_ap", point + sign * spread))
+        for name, point, sign in (("none", 0.5, -1), ("cheap", 0.6, 1), ("dear", 0.7, 1))
+    }
+    assert _follow_rule(measured, _trials(measured, {"none": 1, "cheap": 3, "dear": 19}, "none"), "none") == "cheap"
 
 
 def test_the_choice_of_a_fold_does_not_know_the_fold() -> None:

@@ -43,8 +43,16 @@ def _intervals(result: Evaluation, reps: Replicates) -> dict[str, Any]:
         group: _pairs({name: values[name] for name in reps.groups[group]}, reps.groups[group])
         for group, values in result.groups.items()
     }
-    bias = {name: float(drawn.bias) for name, drawn in reps.overall.items() if drawn.bias}
-    return {"intervals": _pairs(result.overall, reps.overall), "group_intervals": groups, "bias": bias}
+    return {
+        "intervals": _pairs(result.overall, reps.overall),
+        "group_intervals": groups,
+        "bias": _bias(reps.overall),
+        "group_bias": {group: _bias(reps.groups[group]) for group in groups},
+    }
+
+
+def _bias(reps: Mapping[str, Resampled]) -> dict[str, float]:
+    return {name: float(drawn.bias) for name, drawn in reps.items() if drawn.bias}
 
 
 def _pairs(points: Mapping[str, float], reps: Mapping[str, Resampled]) -> dict[str, list[float | None]]:
@@ -66,6 +74,7 @@ def _of_subset(subset: Subset) -> dict[str, Any]:
     made |= {"patients": subset.patients, "overall": subset.result.summary()}
     if subset.replicates is not None:
         made["intervals"] = _pairs(subset.result.overall, subset.replicates.overall)
+        made["bias"] = _bias(subset.replicates.overall)
     made["undefined"] = {name: list(classes) for name, classes in subset.result.undefined.items()}
     return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cxrlt_cli.bootstrap import NOTABLE_BIAS, Difference, Resampled
+from cxrlt_cli.bootstrap import Difference, Resampled, bias_note
 from cxrlt_cli.commands.evaluate.compare import Comparison
 from cxrlt_cli.commands.evaluate.scored import Scored
 from cxrlt_cli.events import Table
@@ -80,21 +80,21 @@ def _headline(one: Scored) -> Table:
         chance = number(result.groups[group]["chance_ap"])
         rows.append((_RANGES[group], str(result.counts[group]), ap, chance, *others))
     columns = ("training prevalence", "classes", "mAP", "chance", "AUROC", "F1")
-    return Table(columns, tuple(rows), title=one.of.title, note=_interval_note(one))
+    return Table(columns, tuple(rows), title=one.of.title, note=_interval_note([one], _shown_groups(result)))
 
 
 def _shown_groups(result: Evaluation) -> list[str]:
     return [name for name in ALL_GROUPS if name != "rare" or result.counts[name]]
 
 
-def _interval_note(one: Scored) -> str:
-    if one.replicates is None:
+def _interval_note(scored: Sequence[Scored], groups: Sequence[str] = ()) -> str:
+    drawn = [one.replicates for one in scored if one.replicates is not None]
+    if not drawn:
         return ""
-    reps, moved = one.replicates, float(one.replicates.overall["macro_ap"].bias)
-    note = f"In brackets: 95 % intervals from {reps.resamples:,} resamples of {reps.patients:,} patients."
-    if moved >= NOTABLE_BIAS:
-        note += f"\nWith so few positives mAP comes out about {number(moved)} too high, which its interval allows for."
-    return note
+    shown = [averages["macro_ap"] for reps in drawn for averages in (reps.overall, *(reps.groups[g] for g in groups))]
+    moved = bias_note(float(one.bias) for one in shown)
+    note = f"In brackets: 95 % intervals from {drawn[0].resamples:,} resamples of {drawn[0].patients:,} patients."
+    return f"{note}\n{moved}".rstrip()
 
 
 def _calibration(one: Scored) -> Table:
@@ -165,8 +165,10 @@ def _subsets(one: Scored) -> Table:
             for name in ("macro_ap", "macro_auroc", "macro_f1")
         )
         rows.append((f"{subset.by} {subset.value}", f"{subset.images:,}", f"{subset.patients:,}", *figures))
-    note = "A subset has its own prevalence and its own absent classes: mAP of subsets is not on one scale."
-    return Table(("subset", "images", "patients", *_RANKED), tuple(rows), note=note)
+    drawn = [subset.replicates.overall for subset in one.subsets if subset.replicates]
+    moved = bias_note(float(averages["macro_ap"].bias) for averages in drawn)
+    note = f"A subset has its own prevalence and its own absent classes: mAP of subsets is not on one scale.\n{moved}"
+    return Table(("subset", "images", "patients", *_RANKED), tuple(rows), note=note.rstrip())
 
 
 # -- several -------------------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def _side_by_side(scored: Sequence[Scored], names: Sequence[str], split: str) ->
         for name, one in zip(names, scored, strict=True)
         if one.of.about.get("tta", "none") != "none"
     ]
-    note = _interval_note(scored[0]) + (f" Test-time augmentation: {', '.join(views)}." if views else "")
+    note = _interval_note(scored) + (f" Test-time augmentation: {', '.join(views)}." if views else "")
     images = sorted({one.result.images for one in scored})
     count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     title = f"{len(scored)} runs on {split}, {count} images"

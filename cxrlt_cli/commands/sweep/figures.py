@@ -50,6 +50,7 @@ class Value:
         high: upper end.
         sd: standard deviation over repetitions; nan with one.
         each: the figure of every repetition.
+        bias: by how much the mean is too large, as estimated; the interval allows for it, the mean does not.
     """
 
     mean: float
@@ -57,6 +58,7 @@ class Value:
     high: float
     sd: float
     each: tuple[float, ...]
+    bias: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,4 +259,5 @@ def _differences(one: _Measured, against: _Measured | None) -> dict[str, Differe
 def _value(one: _Measured, name: str) -> Value:
     points = one.points[name]
     low, high = one.reps[name].interval(_mean(points))
-    return Value(float(_mean(points)), float(low), float(high), _sd(points), tuple(points.tolist()))
+    bias = float(one.reps[name].bias)
+    return Value(float(_mean(points)), float(low), float(high), _sd(points), tuple(points.tolist()), bias)

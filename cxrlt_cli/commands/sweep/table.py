@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cxrlt_cli.artifacts import write_json, write_text
-from cxrlt_cli.bootstrap import Difference
+from cxrlt_cli.bootstrap import Difference, bias_note
 from cxrlt_cli.commands.sweep.figures import FIGURES, PRIMARY, Scored, TableOfRows, Value
 from cxrlt_cli.events import Table
 
@@ -122,8 +122,9 @@ def _scores_note(table: TableOfRows, what: str) -> str:
     return (
         f"Interval: 95 %, {table.resamples:,} resamples of the patients{' of each fold' if table.folds else ''}."
         f"{spread} F1 of the default decisions; ECE pools all entries. "
-        "Head, medium, tail: training prevalence > 10 %, 1-10 %, < 1 %."
-    )
+        "Head, medium, tail: training prevalence > 10 %, 1-10 %, < 1 %. "
+        + bias_note(row.values[PRIMARY].bias for row in table.rows)
+    ).rstrip()
 
 
 def _difference_note(table: TableOfRows) -> str:
