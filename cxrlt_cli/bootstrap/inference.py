@@ -152,17 +152,32 @@ def averaged(values: Array, classes: Resampled, bias: Array | float = 0.0, varia
     )
 
 
-def pooled(several: Sequence[Resampled]) -> Resampled:
-    """The mean of one figure over the repetitions, seeds or folds, that have it: a fold may lack a group."""
+def pooled(several: Sequence[Resampled], *, independent: bool) -> Resampled:
+    """The mean of one figure over the repetitions that have it: a fold may lack a group.
+
+    Args:
+        several: K figures (R,).
+        independent: whether they are of different patients, as folds are. Their degrees of freedom then add up, by the
+            formula of ``averaged``; seeds, scored on the same patients, have no more than one of them.
+    """
     having = [one for one in several if not np.isnan(one.values).all()] or several
+    freedom, floor, own = (np.array(each, np.float64) for each in zip(*map(_uncertainty, having), strict=True))
+    together = freedom.min()
+    if independent and own.sum() > 0:
+        together = own.sum() ** 2 / (own**2 / np.maximum(freedom, 1)).sum()
     return Resampled(
         several[0].name,
         np.array([_mean(row) for row in np.stack([one.values for one in having], axis=1)]),
-        freedom=min(float(np.asarray(one.freedom)) for one in having),
+        freedom=float(together),
         widening=float(np.mean([one.widening for one in having])),
-        floor=float(np.mean([one.floor for one in having])),
+        floor=float(np.sqrt((floor**2).sum()) / len(having) if independent else floor.mean()),
         bias=float(np.mean([one.bias for one in having])),
     )
+
+
+def _uncertainty(one: Resampled) -> tuple[float, float, float]:
+    """Degrees of freedom, floor and variance of one figure."""
+    return float(np.asarray(one.freedom)), float(np.asarray(one.floor)), float(np.nan_to_num(one.error)) ** 2
 
 
 def bias_note(biases: Iterable[float]) -> str:

@@ -335,19 +335,35 @@ def test_the_bias_of_ap_is_that_of_leaving_out_shares_of_the_patients() -> None:
     assert variance[0] == pytest.approx(19 / 20 * ((without - without.mean()) ** 2).sum(), abs=1e-12)
 
 
+def test_folds_are_pooled_with_all_their_degrees_of_freedom() -> None:
+    """Five folds whose means are known: 95 % of the intervals hold the truth, as each has few patients of its own."""
+    from cxrlt_cli.bootstrap import pooled
+
+    held, rng = 0, np.random.default_rng(0)
+    for _ in range(600):
+        folds = rng.normal(size=(5, 4))
+        drawn = [one[rng.integers(0, 4, (200, 4))].mean(axis=1) for one in folds]
+        each = [Resampled("macro_slope", values, freedom=3.0, widening=math.sqrt(4 / 3)) for values in drawn]
+        together = pooled(each, independent=True)
+        assert 3 <= together.freedom <= 15
+        low, high = together.interval(folds.mean())
+        held += bool(low <= 0 <= high)
+    assert abs(held / 600 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 600)
+
+
 def test_repetitions_are_pooled() -> None:
     from cxrlt_cli.bootstrap import pooled
 
     first = Resampled("macro_ap", np.array([0.1, 0.2, np.nan]), freedom=9.0, widening=1.2, bias=0.02)
     second = Resampled("macro_ap", np.array([0.3, np.nan, np.nan]), freedom=5.0, widening=1.0, bias=0.0)
-    both = pooled([first, second])
+    both = pooled([first, second], independent=False)
     np.testing.assert_allclose(both.values, [0.2, 0.2, np.nan])
     assert (both.freedom, both.widening, both.bias) == (5.0, pytest.approx(1.1), pytest.approx(0.01))
     without = Resampled("macro_ap", np.full(3, np.nan))
-    alone = pooled([first, without])
+    alone = pooled([first, without], independent=True)
     np.testing.assert_array_equal(alone.values, first.values)
     assert (alone.freedom, alone.widening, alone.bias) == (9.0, 1.2, 0.02)
-    assert np.isnan(pooled([without, without]).interval(math.nan)).all()
+    assert np.isnan(pooled([without, without], independent=True).interval(math.nan)).all()
 
 
 def test_a_bias_is_told_where_it_shows() -> None:

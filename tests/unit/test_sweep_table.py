@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,30 @@ def test_other_images_are_not_compared() -> None:
     assert _compared([a, b], "a", said.append)[1].differences is None
     assert isinstance(said[0], Notice)
     assert "other images" in said[0].text
+
+
+@pytest.mark.parametrize(
+    ("images", "seeds", "freedom"), [("aaa", {"a": 0}, 8.0), ("abc", {"a": 0, "b": 1, "c": 2}, 24.0)]
+)
+def test_repetitions_on_the_same_images_share_their_resamples(
+    images: str, seeds: dict[str, int], freedom: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeds, and folds that are all scored on test; a mean over folds of their own has three times the freedom."""
+    asked = {}
+
+    def resampled(plan: object, found: SimpleNamespace, seed: int) -> object:
+        asked[found.image_id] = seed
+        drawn = {known: Resampled(known, np.array([0.1, 0.2, 0.3]), freedom=8.0) for _, known in FIGURES.values()}
+        return SimpleNamespace(overall=drawn, groups=dict.fromkeys(("head", "medium", "tail"), drawn), resamples=3)
+
+    found = iter(images)
+    monkeypatch.setattr(figures, "open_run", lambda path: path)
+    monkeypatch.setattr(figures, "predicted", lambda run, asked, emit: SimpleNamespace(image_id=next(found)))
+    monkeypatch.setattr(figures, "_evaluated", lambda found: SimpleNamespace(overall={}, groups=defaultdict(dict)))
+    monkeypatch.setattr(figures, "_resampled", resampled)
+    one = figures._measure(SimpleNamespace(split="test"), entry("r", 3), {}, silent)  # type: ignore[arg-type]
+    assert asked == seeds
+    assert one.reps["macro_ap"].freedom == pytest.approx(freedom)
 
 
 def test_undefined_folds_are_left_out_of_the_mean() -> None:

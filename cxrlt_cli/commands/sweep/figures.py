@@ -167,22 +167,26 @@ def score_rows(plan: Plan, entries: Sequence[Entry], emit: Emit) -> TableOfRows:
 
 
 def _measure(plan: Plan, entry: Entry, seen: dict[Any, Any], emit: Emit) -> _Measured:
-    images, points, reps = [], [], []
-    for number, run in enumerate(entry.runs):
+    images: list[tuple[str, ...]] = []
+    points, reps = [], []
+    for run in entry.runs:
         key = (run.path, entry.tta)
         if key not in seen:
             found = predicted(open_run(run.path), Asked(plan.split, tta=entry.tta), emit)
-            seed = number if plan.sweep.folds is not None else 0
-            seen[key] = (tuple(found.image_id), _evaluated(found), _resampled(plan, found, seed))
+            ids = tuple(found.image_id)
+            # repetitions on the same images share their resamples; other images have draws of their own
+            known = list(dict.fromkeys([*images, ids]))
+            seen[key] = (ids, _evaluated(found), _resampled(plan, found, known.index(ids)))
         ids, result, resampled = seen[key]
         images.append(ids)
         points.append({name: _point(result, *where) for name, where in FIGURES.items()})
         reps.append({name: _reps(resampled, *where) for name, where in FIGURES.items()})
+    apart = len(set(images)) == len(images)
     return _Measured(
         entry,
         tuple(images),
         {name: np.array([each[name] for each in points]) for name in FIGURES},
-        {name: pooled([each[name] for each in reps]) for name in FIGURES},
+        {name: pooled([each[name] for each in reps], independent=apart) for name in FIGURES},
     )
 
 
