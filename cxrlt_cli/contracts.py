@@ -301,10 +301,17 @@ class SourceTable:
 
 
 class Source(Protocol):
-    """A source of labelled radiographs. It is sent to worker processes when it draws its images."""
+    """A source of labelled radiographs. Where the images are files, its table is all there is to it."""
 
-    table: SourceTable
+    @property
+    def table(self) -> SourceTable:
+        """Every image and its labels."""
+        ...
+
+
+class DrawingSource(Source, Protocol):
+    """A source that draws its images itself: its ``table.path`` is None. It is sent to worker processes."""
 
     def draw(self, index: int) -> npt.NDArray[np.uint8]:
-        """Image ``index`` as (size, size) uint8, pure in (seed, index). Called only where ``table.path`` is None."""
+        """Image ``index`` as (size, size) uint8, pure in (seed, index)."""
         ...

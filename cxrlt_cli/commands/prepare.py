@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli import registry
 from cxrlt_cli.artifacts import replacing, writable_directory, write_json, write_text
-from cxrlt_cli.contracts import PrepareRequest, Source, SourceTable
+from cxrlt_cli.contracts import DrawingSource, PrepareRequest, Source, SourceTable
 from cxrlt_cli.data import assemble, audit, packing, plan, splits
 from cxrlt_cli.data.decode import Fit
 from cxrlt_cli.data.journal import append_journal
@@ -112,11 +112,8 @@ def run(
     order = _Order(
         source, out, request, options or {}, fit, split, folds, allow_quarantine, jobs or packing.usable_cpus(), emit
     )
-    origin: Source = registry.build("datasets", {"name": source, **order.options}, request)
+    origin = _source(order)
     table = origin.table
-    audit.check_table(table, source)
-    for note in table.notes:
-        emit(Notice(note))
     wanted = plan.make_plan(table, _settings(order))
     state = plan.state_of(out, wanted)
     if state == "done":
@@ -125,13 +122,7 @@ def run(
     layout = plan_layout(out / "images", size, len(table.image_id))
     if dry_run:
         return _forecast(order, table, division.split, layout, state)
-    writable_directory(out)
-    with plan.alone(out):
-        if state == "new":
-            plan.start_anew(out, wanted)
-        packed = _pack(order, origin, layout)
-        _check_quarantine(order, table, packed)
-        _write(order, table, layout, packed, wanted)
+    _carry_out(order, origin, layout, state, wanted)
     return _result(order, load_prepared(out))
 
 
@@ -148,6 +139,26 @@ def _check_settings(size: int, fit: str, *, split: str | None, folds: int | None
         raise UsageError(f"--seed {seed} is negative", cure="Give 0 or more.")
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs {jobs} is less than 1", cure="Leave it out for one process a CPU.")
+
+
+def _source(order: _Order) -> Source:
+    """The source, its table checked and its notes told."""
+    origin: Source = registry.build("datasets", {"name": order.source, **order.options}, order.request)
+    audit.check_table(origin.table, order.source)
+    for note in origin.table.notes:
+        order.emit(Notice(note))
+    return origin
+
+
+def _carry_out(order: _Order, origin: Source, layout: Layout, state: plan.State, wanted: Mapping[str, Any]) -> None:
+    """Pack and write, or continue with it, while nobody else works in the directory."""
+    writable_directory(order.out)
+    with plan.alone(order.out):
+        if state == "new":
+            plan.start_anew(order.out, wanted)
+        packed = _pack(order, origin, layout)
+        _check_quarantine(order, origin.table, packed)
+        _write(order, origin.table, layout, packed, wanted)
 
 
 def _settings(order: _Order) -> dict[str, object]:
@@ -190,7 +201,7 @@ def _pack(order: _Order, origin: Source, layout: Layout) -> _Packed:
 
 def _outcomes(order: _Order, origin: Source, layout: Layout, todo: Sequence[int]) -> Iterator[packing.Outcome]:
     """Pack rows and note them in the journal, until all are done or somebody asks to stop."""
-    drawn = origin if origin.table.path is None else None
+    drawn = cast("DrawingSource", origin) if origin.table.path is None else None
     work = packing.Packing(layout, order.fit, origin.table.path, drawn, order.source)
     left = len(todo)
     with (

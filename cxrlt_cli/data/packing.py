@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.contracts import Source
+from cxrlt_cli.contracts import DrawingSource
 from cxrlt_cli.errors import CxrltError, DataError, PluginError
 
 from .decode import Fit, Unreadable, decode, pixel_hash
@@ -50,7 +50,7 @@ class Packing:
     layout: Layout
     fit: Fit
     paths: Sequence[str] | None
-    source: Source | None
+    source: DrawingSource | None
     name: str
 
 

@@ -1,4 +1,4 @@
-"""Rules of ``cxrlt.datasets``; the contracts are ``cxrlt_cli.contracts.SourceTable`` and ``Source``."""
+"""Rules of ``cxrlt.datasets``; the contracts are ``Source``, ``DrawingSource`` and ``SourceTable``."""
 
 from __future__ import annotations
 

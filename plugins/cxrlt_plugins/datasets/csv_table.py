@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from cxrlt_cli.contracts import PluginFault, PrepareRequest, SourceTable
 
@@ -13,6 +13,8 @@ from .tabular.images import Found, find_images
 from .tabular.sheet import Sheet, read_sheet, shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
 
@@ -22,10 +24,6 @@ class TableSource:
     """Images that lie in files."""
 
     table: SourceTable
-
-    def draw(self, index: int) -> NoReturn:
-        """Nothing is drawn: the images of this source are files."""
-        raise NotImplementedError("the images of this source are files")
 
 
 def build(
@@ -56,11 +54,8 @@ def build(
         split_column: Column with train, dev (or val) and test; default: the column called split, if there is one.
         suffix: Ending to add to identifiers to get file names, such as .png.
     """
-    if request.labels is None:
-        raise PluginFault("a label table is needed", where="--labels", cure="Give it with --labels FILE.")
-    if request.images is None:
-        raise PluginFault("a folder of images is needed", where="--images", cure="Give it with --images DIR.")
-    sheet = read_sheet(request.labels)
+    labels_file, images = _files(request)
+    sheet = read_sheet(labels_file)
     id_column = _id_column(sheet, id)
     group_column = _group_column(sheet, group, id_column)
     patients = _patients(sheet, group_column, group_pattern, id_column)
@@ -68,10 +63,8 @@ def build(
     taken = {id_column, group_column, *roles.values()}
     names = columns.stated_classes(sheet, classes) if classes else columns.found_classes(sheet, taken)
     labels = columns.labels_of(sheet, names)
-    found = find_images(request.images.absolute(), sheet.columns[id_column], suffix)
-    extra = {
-        name: cells for name, cells in sheet.columns.items() if name not in taken and name not in names and any(cells)
-    }
+    found = find_images(images.absolute(), sheet.columns[id_column], suffix)
+    extra = _further(sheet, taken.union(names))
     views, strange = columns.views_of(sheet.columns[roles["view"]]) if "view" in roles else (None, {})
     notes = [
         _column_note(id_column, group_column, group_pattern, roles),
@@ -93,6 +86,20 @@ def build(
             notes=tuple(notes),
         )
     )
+
+
+def _files(request: PrepareRequest) -> tuple[Path, Path]:
+    """The label table and the folder of images."""
+    if request.labels is None:
+        raise PluginFault("a label table is needed", where="--labels", cure="Give it with --labels FILE.")
+    if request.images is None:
+        raise PluginFault("a folder of images is needed", where="--images", cure="Give it with --images DIR.")
+    return request.labels, request.images
+
+
+def _further(sheet: Sheet, used: set[str]) -> dict[str, list[str]]:
+    """The columns that are neither used nor empty."""
+    return {name: cells for name, cells in sheet.columns.items() if name not in used and any(cells)}
 
 
 # -- identifiers ---------------------------------------------------------------------------------------------------
