@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cxrlt_cli.cli.arguments import Data, Device, RecipeName
+from cxrlt_cli.cli.arguments import Data, Device, Overrides, RecipeName
 from cxrlt_cli.events import Emit, Result
 
 
@@ -15,10 +15,7 @@ def train(
     emit: Emit,
     recipe: RecipeName,
     *,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe, as in optim.lr=3e-4. Repeats."),
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/NAME.", metavar="RUN")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of continuing.")] = False,
     devices: Annotated[int | None, typer.Option(min=1, metavar="N", help="Training processes on this machine.")] = None,
@@ -99,10 +96,7 @@ def retrain_head(
         typer.Argument(metavar="[RECIPE]", help="Head recipe file, or crt, lws, tau-norm, ncm, logistic, keep-best."),
     ] = "crt",
     *,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe, as in optim.lr=3e-4. Repeats."),
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the result; default: RUN-RECIPE.", metavar="RUN")
     ] = None,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cxrlt_cli.artifacts import Predictions, writable_directory, write_predictions
-from cxrlt_cli.commands.forward import How, forward
+from cxrlt_cli.commands.forward import How, Passed, forward
 from cxrlt_cli.commands.opening import OpenRun, open_link, open_run, stamp
 from cxrlt_cli.commands.prediction_table import PredictionTable, overview, write_table
 from cxrlt_cli.commands.run_decisions import Asked, decisions_of, plain
@@ -82,20 +82,14 @@ def run(
         if target is not None:
             target.check(len(work.rows))
         passed = forward(opened, work, How(tta, force, data, device, batch_size), emit)
-    made, tta, choice = passed.predictions, passed.tta, passed.choice
-    kept = opened.predictions(work.prepared, str(split), tta) if work.prepared else None
-    if kept is not None:
-        write_predictions(kept, made)
-        stamp(kept, opened.card, tta)
-    decisions = decisions_of(opened, asked, tta=tta, data=data, emit=emit) or plain(opened)
-    table, decisions = _decided(opened, made, decisions, target)
-    if out is not None and submission:
-        write_submission(out, table.image_id, table.classes, table.posteriors)
-    elif out is not None:
-        write_table(out, table)
+    kept = _keep(opened, work, passed)
+    decisions = decisions_of(opened, asked, tta=passed.tta, data=data, emit=emit) or plain(opened)
+    table, decisions = _decided(opened, passed.predictions, decisions, target)
+    if out is not None:
+        _write(out, table, submission)
     _warn(work, submission, emit)
-    result = _result(opened, work, table, {"predictions": kept, "table": out}, tta)
-    more = _about(decisions, target is not None) | ({"tta_choice": choice.data} if choice else {})
+    result = _result(opened, work, table, {"predictions": kept, "table": out}, passed.tta)
+    more = _about(decisions, target is not None) | ({"tta_choice": passed.choice.data} if passed.choice else {})
     return replace(result, data={**result.data, **more})
 
 
@@ -120,6 +114,23 @@ def _check_request(
 
 def _end_in(endings: Sequence[str]) -> str:
     return f"Let it end in {' or '.join(endings)}."
+
+
+def _keep(run: OpenRun, work: Work, passed: Passed) -> Path | None:
+    """Keep the logits of a split in the run directory; the file, or None where the images are not a split's."""
+    if work.prepared is None:
+        return None
+    kept = run.predictions(work.prepared, work.split, passed.tta)
+    write_predictions(kept, passed.predictions)
+    stamp(kept, run.card, passed.tta)
+    return kept
+
+
+def _write(out: Path, table: PredictionTable, submission: bool) -> None:
+    if submission:
+        write_submission(out, table.image_id, table.classes, table.posteriors)
+    else:
+        write_table(out, table)
 
 
 # -- posteriors and decisions --------------------------------------------------------------------------------------
