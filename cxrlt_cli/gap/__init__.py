@@ -1,6 +1,6 @@
 """How far the score on dev flatters the score on test: each reason estimated by itself, all of them in one waterfall.
 
-numpy only. Nothing here reads files; ``commands.evaluate.gap`` gathers what is known about a run.
+Without torch. Nothing here reads files; ``commands.evaluate.gap_inputs`` gathers what is known about a run.
 """
 
 from .choice import Choice, optimism
