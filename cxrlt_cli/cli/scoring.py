@@ -72,13 +72,13 @@ def evaluate(
     """
     from cxrlt_cli.commands import evaluate as command
 
+    wanted = command.Wanted(report, no_report, heatmaps)
     if gap:
         from cxrlt_cli.commands.evaluate import gap_run
         from cxrlt_cli.commands.evaluate.gap_inputs import Sought
 
         sought = Sought(split, target, data, tta, exact_labels, target_prevalence)
-        return gap_run.run(runs or [], sought, resamples=resamples, seed=seed, emit=emit)
-    wanted = command.Wanted(report, no_report, heatmaps)
+        return gap_run.run(runs or [], sought, absent=absent, resamples=resamples, seed=seed, report=wanted, emit=emit)
     if predictions is None and labels is None and train_labels is None:
         return command.run(
             runs or [],

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.bootstrap import Difference, Replicates
+from cxrlt_cli.gap import Gap
 from cxrlt_cli.metrics import Evaluation
 
 Array = npt.NDArray[np.float64]
@@ -88,6 +89,29 @@ class Contrast:
     classes: tuple[str, ...]
     ap: Difference
     adjusted: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Worth:
+    """What the scores on one split are worth on another.
+
+    Attributes:
+        split: where the scores were made.
+        target: what they shall hold for.
+        gap: the way from the ones to the others.
+        headings: figure -> its heading, for every figure of ``gap``.
+        titles: component -> how it is called.
+        observed: figure -> what the target really shows; empty without its labels or predictions.
+        notes: why components are not estimated, and where inputs are from: a sentence each.
+    """
+
+    split: str
+    target: str
+    gap: Gap
+    headings: Mapping[str, str]
+    titles: Mapping[str, str]
+    observed: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ import numpy as np
 
 from cxrlt_cli.bootstrap import Resampled, bias_note
 from cxrlt_cli.metrics import ALL_GROUPS, RARE
-from cxrlt_cli.report.contents import Array, Judged, Part, Pictures, Ran
+from cxrlt_cli.report.contents import Array, Judged, Part, Pictures, Ran, Worth
 from cxrlt_cli.report.curves import Rare, interval_bar, long_tail
 from cxrlt_cli.report.mistakes import Mistake, confusions
 from cxrlt_cli.report.page import figure, page
 from cxrlt_cli.report.panels import panels
 from cxrlt_cli.report.svg import heat_map
+from cxrlt_cli.report.worth import section
 
 #: Words for the groups of classes.
 RANGES = {
@@ -64,7 +65,13 @@ def figure_of(value: float, drawn: Resampled | None) -> Figure:
     return Figure(float(value)) if drawn is None else Figure(float(value), *map(float, drawn.interval(value)))
 
 
-def render(judged: Judged, ran: Ran, mistakes: Sequence[Mistake], pictures: Pictures | None = None) -> str:
+def render(
+    judged: Judged,
+    ran: Ran,
+    mistakes: Sequence[Mistake],
+    pictures: Pictures | None = None,
+    worth: Worth | None = None,
+) -> str:
     """The page.
 
     Args:
@@ -72,6 +79,7 @@ def render(judged: Judged, ran: Ran, mistakes: Sequence[Mistake], pictures: Pict
         ran: what ran.
         mistakes: the worst errors, as ``mistakes.worst`` finds them.
         pictures: thumbnails of their images; None where the images are not at hand.
+        worth: what the scores are worth on another split; None where that was not asked.
     """
     from markupsafe import Markup
 
@@ -82,6 +90,7 @@ def render(judged: Judged, ran: Ran, mistakes: Sequence[Mistake], pictures: Pict
         ran=ran,
         headline=_headline(judged),
         groups=_groups(judged),
+        worth=None if worth is None else section(worth),
         undefined=judged.result.undefined.get("ap", ()),
         tail=Markup(long_tail(list(_rare(judged)))),
         classes=[_class_row(judged, c) for c in judged.order],

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from html import escape
 
 _BAR, _AXIS, _HEAD, _CELL = 6, 18, 18, 17
+#: Height of a bar of a waterfall, and of the room it has.
+_BEAM, _LANE = 12, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +79,154 @@ def _ticks(largest: float) -> list[float]:
     """About four round numbers from 0 to ``largest`` or just above."""
     if largest <= 0:
         return [0, 1]
-    raw = largest / 4
-    power = 10 ** math.floor(math.log10(raw))
-    step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
+    step = _step(largest)
     return [step * index for index in range(math.ceil(largest / step) + 1)]
+
+
+def _step(length: float) -> float:
+    """The round number that divides ``length`` into about four."""
+    raw = length / 4
+    power = 10.0 ** math.floor(math.log10(raw))
+    return power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
 
 
 def _log_ticks(largest: float) -> list[float]:
     """Powers of ten from 1 to ``largest``."""
     return [10.0**power for power in range(max(1, math.floor(math.log10(max(largest, 1))) + 1))]
+
+
+# -- waterfalls ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fall:
+    """A row of a waterfall.
+
+    Attributes:
+        label: beside the bar, on the left; above it on narrow screens.
+        note: likewise, on the right.
+        start: the level the row above it left; nan where there is none.
+        end: the level it leaves; nan draws nothing but the level of ``start``, for what is not known.
+        whiskers: intervals, the one of the thicker line first.
+        stands: whether the bar stands on the foot of the axis, in place of floating between ``start`` and ``end``.
+        still: whether it neither rises nor falls as far as can be told.
+        says: shown where the bar is pointed at.
+    """
+
+    label: str
+    note: str
+    start: float = math.nan
+    end: float = math.nan
+    whiskers: tuple[tuple[float, float], ...] = ()
+    stands: bool = False
+    still: bool = False
+    says: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """The axis of a waterfall: where it starts and ends, and the foot of the bars that stand."""
+
+    first: float
+    last: float
+
+    @property
+    def foot(self) -> float:
+        return max(self.first, 0.0)
+
+    def place(self, value: float) -> float:
+        return 100 * (value - self.first) / (self.last - self.first)
+
+    def ticks(self) -> list[float]:
+        step = _step(self.last - self.first)
+        inside = range(math.ceil(self.first / step - 1e-9), math.floor(self.last / step + 1e-9) + 1)
+        return [step * index for index in inside]
+
+
+#: The axis of a waterfall starts at 0 where what happens on it takes at least this share of it.
+_SHARE = 0.2
+
+
+def is_cut(rows: Sequence[Fall], observed: float = math.nan) -> bool:
+    """Whether the axis of a waterfall of these rows starts above 0, so that lengths of bars do not compare."""
+    return _scale(rows, observed).first > 0
+
+
+def waterfall(rows: Sequence[Fall], *, title: str, observed: float = math.nan) -> str:
+    """Bars that begin where the one above ended, from top to bottom, each with its label.
+
+    Where all that happens would be too small to see on an axis from 0, the axis starts later, and bars that stand on
+    it are drawn with a break.
+
+    Args:
+        rows: from top to bottom; at least one has an ``end``.
+        title: read out in place of the drawing.
+        observed: a line over the whole height; none for nan.
+    """
+    scale = _scale(rows, observed)
+    ticks = scale.ticks()
+    grid = "".join(_upright("grid", scale.place(tick)) for tick in ticks)
+    seen = "" if math.isnan(observed) else _upright("l2", scale.place(observed))
+    falls = "".join(_fall(row, scale, grid, seen) for row in rows)
+    axis = _svg("", _AXIS, [_tick(scale.place(tick), f"{tick:,g}") for tick in ticks])
+    foot = f'<div class="fall"><div class="lane">{axis}</div></div>'
+    return f'<div class="falls" role="img" aria-label="{escape(title)}">{falls}{foot}</div>'
+
+
+def _scale(rows: Sequence[Fall], observed: float) -> _Scale:
+    values = [observed, *(end for row in rows for end in (row.start, row.end, *sum(row.whiskers, ())))]
+    known = [value for value in values if not math.isnan(value)]
+    low, high = min(known), max(known)
+    if 0 < high - low < _SHARE * high:
+        return _Scale(max(0.0, low - 0.4 * (high - low)), high + 0.08 * (high - low))
+    first, last = min(low, 0.0), max(high, 0.0)
+    return _Scale(first, first + 1.04 * (last - first) if last > first else first + 1)
+
+
+def _fall(row: Fall, scale: _Scale, grid: str, seen: str) -> str:
+    level = "" if math.isnan(row.start) else _upright("level", scale.place(row.start))
+    drawn = not math.isnan(row.end)
+    # the line of what was observed is drawn again over the bar, which would hide it
+    bar = _svg("", _LANE, [*_beam(row, scale), seen, *_whiskers(row, scale)]) if drawn else ""
+    words = "" if drawn or not level else " dim"
+    return (
+        f'<div class="fall"><span class="label">{escape(row.label)}</span><span class="note{words}">{escape(row.note)}'
+        f'</span><div class="lane{"" if drawn else " bare"}"><svg class="under" aria-hidden="true">{grid}{seen}{level}'
+        f"</svg>{bar}</div></div>"
+    )
+
+
+def _beam(row: Fall, scale: _Scale) -> list[str]:
+    start = scale.foot if row.stands else row.start
+    kind = "end" if row.stands or row.still else "up" if row.end > start else "down"
+    left, right = sorted((scale.place(start), scale.place(row.end)))
+    marks = [
+        f'<rect class="{kind}" x="{left:.2f}%" y="0" width="{right - left:.2f}%" height="{_BEAM}">'
+        f"<title>{escape(row.says)}</title></rect>",
+        _upright(kind, scale.place(row.end), 0, _BEAM),
+    ]
+    if row.stands and scale.first > 0:
+        marks.append(f'<path class="break" d="M9 -1l-4 {_BEAM + 2}M14 -1l-4 {_BEAM + 2}"/>')
+    return marks
+
+
+def _whiskers(row: Fall, scale: _Scale) -> list[str]:
+    marks, middle = [], _BEAM // 2
+    for number, (low, high) in enumerate(row.whiskers):
+        ends = scale.place(low), scale.place(high)
+        kind = "whisker thick" if number == 0 and len(row.whiskers) > 1 else "whisker"
+        level = f'y1="{middle}" y2="{middle}"'
+        marks.append(f'<line class="{kind}" x1="{ends[0]:.2f}%" x2="{ends[1]:.2f}%" {level}/>')
+        if number == len(row.whiskers) - 1:
+            marks += [_upright("whisker", end, middle - 4, middle + 4) for end in ends]
+    return marks
+
+
+def _upright(kind: str, x: float, top: float | str = 0, foot: float | str = "100%") -> str:
+    return f'<line class="{kind}" x1="{x:.2f}%" x2="{x:.2f}%" y1="{top}" y2="{foot}"/>'
+
+
+# -- maps ----------------------------------------------------------------------------------------------------------
 
 
 def heat_map(

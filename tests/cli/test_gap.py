@@ -166,6 +166,34 @@ def test_what_is_refused(arguments: tuple[str, ...], message: str, cxrlt: Cxrlt,
     assert message in done.err
 
 
+def test_the_report_of_the_run_shows_the_waterfalls(cxrlt: Cxrlt, run: RunDir) -> None:
+    told = cxrlt("evaluate", run.path, "--gap", "--resamples", "20", "--json").json
+    assert told["report"] == str(run.report)
+    text = run.report.read_text(encoding="utf-8")
+    assert "What this score is worth on test" in text
+    assert text.count('<div class="falls" role="img"') == len(told["gap"])
+    for figure in ("macro_ap", "macro_auroc", "macro_f1"):
+        one = told["gap"][figure]
+        assert f"{one['start']:.3f} on dev, {one['expected']:.3f} expected, {one['observed']:.3f} observed" in text
+    assert "Exact labels: not estimated: no exact labels are known" in text
+    assert 'id="classes"' in text  # the evaluation itself is there, too
+    assert cxrlt("evaluate", run.path, "--resamples", "2").code == 0
+    assert "is worth on" not in run.report.read_text(encoding="utf-8")
+
+
+def test_the_report_can_go_elsewhere_or_nowhere(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:
+    asked = ("evaluate", run.path, "--gap", "--resamples", "20")
+    assert "report" not in cxrlt(*asked, "--no-report", "--json").json
+    assert cxrlt(*asked, "--report", tmp_path / "gap.html").code == 0
+    assert "is worth on test" in (tmp_path / "gap.html").read_text(encoding="utf-8")
+    assert cxrlt(*asked, "--split", "test", "--target", "dev").code == 0
+    assert "is worth on dev" in (run.path / "report.test.html").read_text(encoding="utf-8")
+    assert not run.report.exists()
+    refused = cxrlt(*asked, "--report", "gap.txt")
+    assert refused.code == 2
+    assert "the report is an .html file" in refused.err
+
+
 def test_reports_get_the_same_numbers(run: RunDir) -> None:
     found = gap_run.explained([run.path], gap_run.Sought(), resamples=20)
     drawn = gap_waterfall(found, "macro_ap")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from cxrlt_cli.bootstrap import replicates
+from cxrlt_cli.gap import COMPONENTS, Gap, Step, Waterfall
 from cxrlt_cli.metrics import evaluate
-from cxrlt_cli.report.contents import Judged, Part
+from cxrlt_cli.report.contents import Judged, Part, Worth
 
 #: Names that would be markup where they are not escaped.
 HOSTILE = ("<script>alert(1)</script>", "a\"b' onload=x", "R&D <b>", "mass", "nowhere")
@@ -57,3 +58,61 @@ def judged(
         "parts": [Part("<i>sex</i>", "F & M", count, count // 2, result, made)],
     }
     return Judged(**{**values, **changes})
+
+
+#: Component -> change of mAP with the ends of its interval, or why there is none.
+CHANGES = {
+    "classes": (0.08, 0.05, 0.1),
+    "checkpoint": "no epoch was kept",
+    "decisions": "0 by construction: ranking needs none",
+    "patients": (0.0, 0.0, 0.0),
+    "labels": (-0.05, -0.09, -0.01),
+    "views": "<i>views</i> are not known",
+    "prevalence": (-0.02, -0.06, 0.02),
+    "size": (-0.006, None, None),
+}
+
+
+def fall(figure: str = "macro_ap", start: float = 0.36, scale: float = 1.0, **changes: Any) -> Waterfall:
+    """A waterfall of ``CHANGES``, times ``scale``."""
+    steps, now = [], start
+    for name in COMPONENTS:
+        made = CHANGES[name]
+        if isinstance(made, str):
+            none = 0.0 if made.startswith("0 ") else None
+            steps.append(Step(name, none, none, none, now, made))
+            continue
+        change, low, high = (None if end is None else end * scale for end in made)
+        now += change or 0.0
+        steps.append(Step(name, change, low, high, now))
+    reach = 0.03 * scale
+    values: dict[str, Any] = {
+        "figure": figure,
+        "start": start,
+        "steps": tuple(steps),
+        "expected": now,
+        "confidence": (now - reach, now + reach),
+        "prediction": (now - 2 * reach, now + 2 * reach),
+    }
+    return Waterfall(**{**values, **changes})
+
+
+def worth(**changes: Any) -> Worth:
+    """What a score is worth on a split with a name that would be markup; mAP from 0.36 to 0.364."""
+    falls = {
+        "macro_ap": fall(),
+        "macro_auroc": fall("macro_auroc", 0.9, 0.5),
+        "macro_f1": fall("macro_f1", prediction=None),
+        "ece": fall("ece", 0.0021, 0.005),
+    }
+    target = "<u>test</u>"
+    values: dict[str, Any] = {
+        "split": "dev",
+        "target": target,
+        "gap": Gap(falls, ("mass",), ("<i>hernia</i>",), None, 1000),
+        "headings": dict(zip(falls, ("mAP", "AUROC", "F1", "ECE"), strict=True)),
+        "titles": {name: f"{name} as in {target}" for name in COMPONENTS},
+        "observed": {"macro_ap": 0.37, "macro_auroc": 0.5, "macro_f1": 0.3, "ece": 0.002},
+        "notes": ("Views: <b>not</b> known.",),
+    }
+    return Worth(**{**values, **changes})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judged import judged
+from judged import judged, worth
 
 from cxrlt_cli.report import evaluation
 from cxrlt_cli.report.contents import Ran
@@ -23,6 +23,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here"),
 ]
+
+#: Length of the first bar that rises, of the whole axis: 0.08 of 1.04 times the highest end of an interval.
+BAR = 0.08 / (1.04 * 0.46)
 
 PROBE = """
 const body = document.querySelector("table.sortable tbody");
@@ -37,6 +40,14 @@ heads[0].querySelector("button").focus();
 found.focus = document.activeElement.innerText;
 heads[0].querySelector("button").click();
 found.named = names(); found.sorted_last = heads.map((h) => h.getAttribute("aria-sort"));
+const box = (node) => node.getBoundingClientRect();
+const up = document.querySelector(".fall rect.up").closest(".fall");
+const [label, note, lane] = [".label", ".note", ".lane"].map((part) => box(up.querySelector(part)));
+found.stacked = label.bottom <= lane.top + 1; found.beside = label.right <= lane.left && lane.right <= note.left;
+found.share = lane.width / box(up).width;
+found.bar = box(up.querySelector("rect")).width / lane.width;
+found.colours = ["up", "down", "end"].map((kind) => getComputedStyle(document.querySelector(`rect.${kind}`)).fill);
+found.bare = box(document.querySelector(".fall .bare")).height;
 found.paper = getComputedStyle(document.body).backgroundColor;
 document.body.dataset.found = JSON.stringify(found);
 """
@@ -54,7 +65,9 @@ def chromium(page: Path, *options: str, width: int = 390) -> subprocess.Complete
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one = judged()
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(evaluation.render(one, Ran([("run", "x" * 200)], "a: b"), worst(one)), encoding="utf-8")
+    path.write_text(
+        evaluation.render(one, Ran([("run", "x" * 200)], "a: b"), worst(one), worth=worth()), encoding="utf-8"
+    )
     return path
 
 
@@ -85,6 +98,11 @@ def test_it_fits_a_phone_and_sorts(page: Path) -> None:
     assert sorted(found["named"]) == sorted(found["before"])
     assert found["focus"].startswith("class")
     assert found["paper"] == "rgb(20, 24, 28)"
+    assert found["stacked"]
+    assert found["share"] > 0.99
+    assert found["bar"] == pytest.approx(BAR, rel=0.01)
+    assert found["bare"] == 0  # what is not drawn takes no room
+    assert found["colours"] == ["rgb(87, 176, 236)", "rgb(237, 169, 59)", "rgb(93, 105, 115)"]
 
 
 def test_a_wide_window_and_light(page: Path) -> None:
@@ -92,6 +110,11 @@ def test_a_wide_window_and_light(page: Path) -> None:
     assert found["width"] == 1280
     assert found["needs"] <= 1280
     assert found["paper"] == "rgb(255, 255, 255)"
+    assert found["beside"]
+    assert found["share"] > 0.5
+    assert found["bar"] == pytest.approx(BAR, rel=0.01)
+    assert found["bare"] > 0  # the level goes through
+    assert found["colours"] == ["rgb(11, 108, 176)", "rgb(184, 110, 0)", "rgb(163, 174, 184)"]
 
 
 def complaints(page: Path) -> list[str]:

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from judged import HOSTILE, judged
+from judged import HOSTILE, judged, worth
 from PIL import Image
 
 from cxrlt_cli.bootstrap import holm, paired
@@ -66,7 +66,7 @@ def pictures(one: Judged) -> Pictures:
 
 
 def rendered(one: Judged, shots: Pictures | None = None) -> str:
-    return evaluation.render(one, RAN, worst(one), shots)
+    return evaluation.render(one, RAN, worst(one), shots, worth())
 
 
 @pytest.fixture(scope="module")

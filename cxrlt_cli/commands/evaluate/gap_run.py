@@ -7,23 +7,37 @@ from pathlib import Path
 
 import numpy as np
 
+from cxrlt_cli.commands.evaluate import html
 from cxrlt_cli.commands.evaluate.gap_inputs import Gathered, Sought, gathered
-from cxrlt_cli.commands.evaluate.gap_show import Found, blocks, everything
+from cxrlt_cli.commands.evaluate.gap_show import Found, blocks, everything, worth
+from cxrlt_cli.commands.evaluate.of_run import Asked
+from cxrlt_cli.commands.evaluate.scored import Settings, score
 from cxrlt_cli.commands.opening import open_run
 from cxrlt_cli.errors import DataError, UsageError
 from cxrlt_cli.events import Emit, Finished, Result, Started, silent
 from cxrlt_cli.gap import FEWEST, FIGURES, Gap, Judged, gap, judged_classes, point
-from cxrlt_cli.metrics import mean_defined
+from cxrlt_cli.metrics import Absent, mean_defined
 
 
-def run(runs: Sequence[Path], sought: Sought, *, resamples: int = 1000, seed: int = 0, emit: Emit = silent) -> Result:
+def run(
+    runs: Sequence[Path],
+    sought: Sought,
+    *,
+    absent: Absent = "skip",
+    resamples: int = 1000,
+    seed: int = 0,
+    report: html.Wanted = html.NONE,
+    emit: Emit = silent,
+) -> Result:
     """Explain the gap between two splits of a run.
 
     Args:
         runs: one run directory, or none for the newest run.
         sought: which gap.
+        absent: what classes without positives count as in the other figures of the report; the gap leaves them out.
         resamples: of the patients of dev, at least 2.
         seed: of the resamples.
+        report: the HTML report wanted: that of the evaluation of the split, with the waterfalls in it.
         emit: told about progress.
 
     Returns:
@@ -33,8 +47,16 @@ def run(runs: Sequence[Path], sought: Sought, *, resamples: int = 1000, seed: in
         UsageError: there are several runs, too few resamples, or nothing between the two splits.
         CxrltError: whatever else is wrong, with its cure.
     """
+    html.check(report, 1)
     found = explained(runs, sought, resamples=resamples, seed=seed, emit=emit)
-    return Result(everything(found), blocks(found))
+    written = None if report.none else _reported(found, Settings(absent, resamples, seed), report, emit)
+    return Result(everything(found) | ({"report": str(written)} if written else {}), blocks(found))
+
+
+def _reported(found: Found, settings: Settings, report: html.Wanted, emit: Emit) -> Path | None:
+    sought = found.sought
+    place = html.Place(settings, sought.split, html.place_of(found.of, Asked(sought.split, sought.data, sought.tta)))
+    return html.write(score([found.of], settings, emit), [], report, place, emit, worth=worth(found))
 
 
 def explained(
@@ -58,7 +80,7 @@ def explained(
     emit(Started("gap", 1, unit="waterfalls"))
     made = gap(known.dev, known.target, resamples=resamples, seed=seed)
     emit(Finished("gap"))
-    return Found(str(opened.dir.path), sought, made, _observed(known, made), known.notes)
+    return Found(str(opened.dir.path), known.of, sought, made, _observed(known, made), known.notes)
 
 
 def _observed(known: Gathered, made: Gap) -> dict[str, float]:

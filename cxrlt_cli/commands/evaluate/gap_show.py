@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxrlt_cli.commands.evaluate.gap_inputs import Sought
+from cxrlt_cli.commands.evaluate.scored import Predicted
 from cxrlt_cli.commands.evaluate.show import number
 from cxrlt_cli.events import Table
 from cxrlt_cli.gap import FEWEST, Gap, Step, Waterfall
+from cxrlt_cli.report.contents import Worth
 
 #: Component -> how it is called.
 TITLES = {
@@ -29,9 +31,10 @@ HEADINGS = {"macro_ap": "mAP", "macro_auroc": "AUROC", "macro_f1": "F1", "ece": 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A gap, of which run, what the target really shows (figure -> value), and where inputs are from."""
+    """A gap, of which run and predictions, what the target shows (figure -> value), and where inputs are from."""
 
     run: str
+    of: Predicted
     sought: Sought
     gap: Gap
     observed: Mapping[str, float]
@@ -91,6 +94,14 @@ def everything(found: Found) -> dict[str, Any]:
         "epochs_chosen": None if found.gap.chosen is None else [float(share) for share in found.gap.chosen],
         "gap": {figure: gap_waterfall(found, figure) for figure in found.gap.waterfalls},
     }
+
+
+def worth(found: Found) -> Worth:
+    """The same for the report."""
+    split, target = found.sought.split, found.sought.target
+    titles = {name: title.format(target=target) for name, title in TITLES.items()}
+    notes = [_sentence(note) for note in (*_missing(found), *_about(found))]
+    return Worth(split, target, found.gap, HEADINGS, titles, found.observed, notes)
 
 
 # -- for people ----------------------------------------------------------------------------------------------------
@@ -165,4 +176,8 @@ def _about(found: Found) -> Iterator[str]:
         split, target = found.sought.split, found.sought.target
         rare = f"fewer than {FEWEST} patients with the finding on {split}, or none in {target}"
         yield f"Not judged ({rare}): {', '.join(found.gap.left_out)}."
-    yield from (f"{note[0].upper()}{note[1:]}." for note in found.notes)
+    yield from (_sentence(f"{note}.") for note in found.notes)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"

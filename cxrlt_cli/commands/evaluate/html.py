@@ -19,7 +19,7 @@ from cxrlt_cli.commands.opening import open_run
 from cxrlt_cli.errors import CxrltError, DataError, UsageError
 from cxrlt_cli.events import Emit, Notice
 from cxrlt_cli.report import comparison, evaluation
-from cxrlt_cli.report.contents import Contrast, Judged, Part, Pictures, Ran
+from cxrlt_cli.report.contents import Contrast, Judged, Part, Pictures, Ran, Worth
 from cxrlt_cli.report.mistakes import Mistake, worst
 from cxrlt_cli.report.thumbnails import heated, jpegs, read_small, side_of
 
@@ -80,7 +80,13 @@ class Place:
 
 
 def write(
-    scored: Sequence[Scored], compared: Sequence[Comparison], wanted: Wanted, place: Place, emit: Emit
+    scored: Sequence[Scored],
+    compared: Sequence[Comparison],
+    wanted: Wanted,
+    place: Place,
+    emit: Emit,
+    *,
+    worth: Worth | None = None,
 ) -> Path | None:
     """Write the report.
 
@@ -90,6 +96,7 @@ def write(
         wanted: what is wanted.
         place: how the evaluation was made, and where the report goes by itself.
         emit: told where the report is, and what it lacks.
+        worth: what the scores of one run are worth on another split; None where that was not asked.
 
     Returns:
         Where it is; None where none was wanted.
@@ -102,7 +109,7 @@ def write(
     if target is None:
         return None
     ran = _ran(scored, place.settings, place.split)
-    text = _several(scored, compared, ran) if len(scored) > 1 else _one(scored[0], ran, wanted.heatmaps, emit)
+    text = _several(scored, compared, ran) if len(scored) > 1 else _one(scored[0], ran, wanted, emit, worth)
     try:
         write_text(target, text)
     except OSError as error:
@@ -115,10 +122,10 @@ def write(
     return target
 
 
-def _one(scored: Scored, ran: Ran, heatmaps: bool, emit: Emit) -> str:
+def _one(scored: Scored, ran: Ran, wanted: Wanted, emit: Emit, worth: Worth | None) -> str:
     judged = _judged(scored, scored.of.name)
     mistakes = worst(judged)
-    return evaluation.render(judged, ran, mistakes, _pictures(scored.of, mistakes, heatmaps, emit))
+    return evaluation.render(judged, ran, mistakes, _pictures(scored.of, mistakes, wanted.heatmaps, emit), worth)
 
 
 def _several(scored: Sequence[Scored], compared: Sequence[Comparison], ran: Ran) -> str:
