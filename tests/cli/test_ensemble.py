@@ -130,16 +130,7 @@ def test_every_method_makes_a_run(runs: list[Path], method: str) -> None:
 
 def test_rows_and_columns_are_matched_by_name(runs: list[Path]) -> None:
     before = ensemble.run(runs, method="mean", resamples=0, out=runs[0].with_name("before")).data
-    kept = read_predictions(RunDir(runs[1]).predictions("dev"))
-    rows, columns = np.random.default_rng(0).permutation(len(kept.image_id)), [2, 0, 3, 1]
-    shuffled = replace(
-        kept,
-        classes=tuple(kept.classes[c] for c in columns),
-        image_id=[kept.image_id[row] for row in rows],
-        patient_id=[kept.patient_id[row] for row in rows],
-        logits=kept.logits[rows][:, columns],
-    )
-    write_predictions(RunDir(runs[1]).predictions("dev"), shuffled)
+    factories.shuffle(RunDir(runs[1]).predictions("dev"))
     after = ensemble.run(runs, method="mean", resamples=0, out=runs[0].with_name("after")).data
     assert before["compared"] == after["compared"]
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.artifacts import ModelCard, Predictions, RunDir, write_json, write_predictions, write_text
+from cxrlt_cli.artifacts import (
+    ModelCard,
+    Predictions,
+    RunDir,
+    read_predictions,
+    write_json,
+    write_predictions,
+    write_text,
+)
 from cxrlt_cli.data.manifest import Prepared, arrow_table, content_hash, load_prepared, write_table
 from cxrlt_cli.data.shards import ShardWriter, allocate, finish, plan_layout
 from cxrlt_cli.recipe.load import dump_recipe
@@ -206,6 +215,20 @@ def write_logits(run: RunDir, prepared: Prepared, split: str, *, seed: int = 0, 
     made = Predictions(prepared.classes, frame["image_id"].tolist(), frame["patient_id"].tolist(), logits)
     write_predictions(run.predictions(split), made)
     return made
+
+
+def shuffle(path: Path) -> None:
+    """Bring the rows and the four classes of kept predictions into another order."""
+    kept = read_predictions(path)
+    rows, columns = np.random.default_rng(0).permutation(len(kept.image_id)), [2, 0, 3, 1]
+    shuffled = replace(
+        kept,
+        classes=tuple(kept.classes[c] for c in columns),
+        image_id=[kept.image_id[row] for row in rows],
+        patient_id=[kept.patient_id[row] for row in rows],
+        logits=kept.logits[rows][:, columns],
+    )
+    write_predictions(path, shuffled)
 
 
 def rewrite_card(path: Path, **changes: Any) -> None:
