@@ -78,7 +78,16 @@ def evaluate(
         from cxrlt_cli.commands.evaluate.gap_inputs import Sought
 
         sought = Sought(split, target, data, tta, exact_labels, target_prevalence)
-        return gap_run.run(runs or [], sought, absent=absent, resamples=resamples, seed=seed, report=wanted, emit=emit)
+        return gap_run.run(
+            runs or [],
+            sought,
+            absent=absent,
+            resamples=resamples,
+            seed=seed,
+            report=wanted,
+            tables=(predictions, labels, train_labels),
+            emit=emit,
+        )
     if predictions is None and labels is None and train_labels is None:
         return command.run(
             runs or [],

@@ -89,6 +89,7 @@ def render(
         judged=judged,
         ran=ran,
         headline=_headline(judged),
+        moved=bias_note(_biases(judged)),
         groups=_groups(judged),
         worth=None if worth is None else section(worth),
         undefined=judged.result.undefined.get("ap", ()),
@@ -108,10 +109,7 @@ def _headline(judged: Judged) -> list[dict[str, Any]]:
     tiles = []
     for label, name, meaning in HEADLINE:
         reps = judged.replicates.overall[name] if judged.replicates else None
-        note = ""
-        if name == "macro_ap":
-            chance = figure(judged.result.overall["chance_ap"])
-            note = f"chance {chance}. {bias_note(_biases(judged))}".removesuffix(". ")
+        note = f"chance {figure(judged.result.overall['chance_ap'])}" if name == "macro_ap" else ""
         before = judged.before.overall[name] if judged.before and name in _CALIBRATED else math.nan
         if not math.isnan(before):
             note = f"before calibration {figure(before)}"

@@ -157,6 +157,7 @@ def test_epochs_that_cannot_be_used(harm: str, cxrlt: Cxrlt, run: RunDir) -> Non
         (("--resamples", "1"), "1 resamples are too few for --gap"),
         (("--split", "test"), "'test' is on both sides of the gap"),
         (("second",), "--gap takes one run"),
+        (("--labels", "exact.csv"), "--gap is about a run"),
         (("--target-prevalence", "efusion=0.1"), "Did you mean 'effusion'?"),
     ],
 )

@@ -27,6 +27,7 @@ def run(
     resamples: int = 1000,
     seed: int = 0,
     report: html.Wanted = html.NONE,
+    tables: Sequence[Path | None] = (),
     emit: Emit = silent,
 ) -> Result:
     """Explain the gap between two splits of a run.
@@ -38,15 +39,22 @@ def run(
         resamples: of the patients of dev, at least 2.
         seed: of the resamples.
         report: the HTML report wanted: that of the evaluation of the split, with the waterfalls in it.
+        tables: of other programs, which are refused: they say nothing about training.
         emit: told about progress.
 
     Returns:
         Every waterfall as ``data``; tables for people as ``blocks``.
 
     Raises:
-        UsageError: there are several runs, too few resamples, or nothing between the two splits.
+        UsageError: there are several runs, tables, too few resamples, or nothing between the two splits.
         CxrltError: whatever else is wrong, with its cure.
     """
+    if any(tables):
+        raise UsageError(
+            "--gap is about a run: tables do not tell how it was trained and decided",
+            where=str(next(filter(None, tables))),
+            cure="Leave out --predictions, --labels and --train-labels. Better labels are given with --exact-labels.",
+        )
     html.check(report, 1)
     found = explained(runs, sought, resamples=resamples, seed=seed, emit=emit)
     written = None if report.none else _reported(found, Settings(absent, resamples, seed), report, emit)
