@@ -4,7 +4,7 @@ Patients are the clusters, since images of one patient are alike; a resample is 
 nothing is sorted twice (DESIGN 11). numpy, and scipy for Student's t.
 """
 
-from .inference import Difference, Resampled, bias_note, holm, interval, on_logit_scale, paired, pooled
+from .inference import Difference, Resampled, bias_note, holm, interval, on_logit_scale, p_text, paired, pooled
 from .resampling import Replicates, replicates
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "holm",
     "interval",
     "on_logit_scale",
+    "p_text",
     "paired",
     "pooled",
     "replicates",

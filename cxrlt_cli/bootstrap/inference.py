@@ -188,6 +188,13 @@ def bias_note(biases: Iterable[float]) -> str:
     return f"With few positives mAP comes out too high, here by up to {most:.3f}; its intervals allow for that."
 
 
+def p_text(p: float | None) -> str:
+    """A p value for people: ``0.012``, ``< 0.001``; "-" for none."""
+    if p is None or np.isnan(p):
+        return "-"
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def _jeffreys(count: Array) -> Array:
     """The variance of a share of which 0 of ``count`` were seen: that of Beta(1/2, count + 1/2)."""
     return 0.5 * (count + 0.5) / ((count + 1) ** 2 * (count + 2))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.artifacts import read_json, write_json
+from cxrlt_cli.bootstrap import p_text
 from cxrlt_cli.commands.network import view_logits
 from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, split_rows
 from cxrlt_cli.commands.strategies import strategy_of, unseen
@@ -265,7 +266,7 @@ def _row(one: Mapping[str, Any], chosen: str) -> tuple[str, ...]:
     head = (one["name"], str(one["views"]), _shown(one["macro_ap"], ".4f"))
     if "gain" not in one:
         return (*head, "", "", "", mark)
-    return (*head, _shown(one["gain"], "+.4f"), _interval(one), _shown(one["p"], ".3f"), mark)
+    return (*head, _shown(one["gain"], "+.4f"), _interval(one), p_text(one["p"]), mark)
 
 
 def _shown(value: float | None, form: str) -> str:

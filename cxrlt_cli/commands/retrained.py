@@ -22,6 +22,7 @@ from cxrlt_cli.artifacts import (
     write_predictions,
     write_text,
 )
+from cxrlt_cli.bootstrap import p_text
 from cxrlt_cli.commands.opening import OpenRun, column
 from cxrlt_cli.commands.run_directory import differences, identity
 from cxrlt_cli.errors import RunError
@@ -286,7 +287,7 @@ def _comparison(target: RunDir, info: dict[str, Any]) -> Table:
         found = info["head"]["compared"][key]
         cells = [_number(found[name]) for name in ("before", "after")]
         cells += [_signed(found["difference"]), f"{_signed(found['low'])} to {_signed(found['high'])}"]
-        rows.append((label, *cells, _number(found["p"], 3), _number(found["detectable"])))
+        rows.append((label, *cells, p_text(found["p"]), _number(found["detectable"])))
     title = f"{info['method']} on {info['parent']['path']}, dev, in {info['seconds']:.1f} s"
     note = (
         f"{RESAMPLES:,} resamples of dev patients, the same for both; detectable: the smallest true difference found "

@@ -9,6 +9,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from cxrlt_cli.bootstrap import p_text
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -33,6 +35,7 @@ def _environment() -> Environment:
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["percent"] = lambda value, digits=1: f"{value:.{digits}%}"
     environment.filters["figure"] = figure
+    environment.filters["p"] = p_text
     environment.filters["signed"] = lambda value, digits=3: figure(value, digits, "+")
     script = files("cxrlt_cli.report").joinpath("templates/sort.js").read_text(encoding="utf-8")
     # the browser runs no script but the one with this digest, whatever else a page may contain

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
-from cxrlt_cli.bootstrap import Resampled, holm, interval, paired, replicates
+from cxrlt_cli.bootstrap import Resampled, holm, interval, p_text, paired, replicates
 from cxrlt_cli.bootstrap.draws import clusters, weights
 from cxrlt_cli.bootstrap.ranking import ranking_replicates, thresholds
 from cxrlt_cli.metrics import evaluate, rank, recalibration
@@ -314,6 +314,12 @@ def test_the_detectable_difference_is_found_four_times_in_five() -> None:
         values = rng.normal(2.8016 / math.sqrt(80), 1, 80)
         found += bool(paired(values.mean(), 0, made_up(values[rows].mean(axis=1)), nothing).p < 0.05)
     assert 0.72 < found / 400 < 0.88
+
+
+def test_p_values_are_never_told_as_zero() -> None:
+    assert [p_text(p) for p in (0.0, 0.0009, 0.001, 0.05, 1.0, math.nan, None)] == [
+        "< 0.001", "< 0.001", "0.001", "0.050", "1.000", "-", "-"
+    ]  # fmt: skip
 
 
 def test_holm_by_hand() -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from cxrlt_cli.artifacts import RunDir
+from cxrlt_cli.bootstrap import p_text
 from cxrlt_cli.commands.ensemble.gain import RIVALS
 from cxrlt_cli.commands.ensemble.members import why_again
 from cxrlt_cli.commands.ensemble.writing import Request
@@ -54,7 +55,7 @@ def _gains(info: dict[str, Any]) -> Table:
             cells = [_number(found["ensemble"]), _number(found["rival"]), _signed(found["difference"])]
             if own["resamples"]:
                 cells += [f"{_signed(found['low'])} to {_signed(found['high'])}", _number(found["detectable"])]
-                cells += [_number(found["p"], 3)]
+                cells += [p_text(found["p"])]
             rows.append((f"{_LABELS[name]} minus {RIVALS[rival]}", *cells))
     columns: tuple[str, ...] = ("out of fold", "ensemble", "other", "gain")
     note = "Each patient is scored by what the other patients' labels taught: scales, weights, the best member."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cxrlt_cli.bootstrap import Difference, Resampled, bias_note
+from cxrlt_cli.bootstrap import Difference, Resampled, bias_note, p_text
 from cxrlt_cli.commands.evaluate.compare import Comparison
 from cxrlt_cli.commands.evaluate.scored import Scored
 from cxrlt_cli.events import Table
@@ -41,6 +41,10 @@ def number(value: float, digits: int = 3) -> str:
     text = f"{value:.{digits}f}"
     text = text[:-1] if float(text) == 1 else text
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+
+def _p(value: float) -> str:
+    return p_text(value).replace("0.", ".", 1)
 
 
 def _cell(value: float, reps: Resampled | None) -> str:
@@ -204,7 +208,7 @@ def _differences(compared: Sequence[Comparison], names: Sequence[str]) -> Table:
         found |= {f"mAP, {_RANGES[group]}": figures["macro_ap"] for group, figures in one.groups.items()}
         for label, difference in found.items():
             if not math.isnan(difference.value):
-                rows.append((name, label, *_difference(difference), number(difference.p)))
+                rows.append((name, label, *_difference(difference), _p(difference.p)))
     note = "p: two-sided, not adjusted. Detectable: the difference that would be found four times in five."
     columns = (f"minus {names[0]}", "figure", "difference", "detectable", "p")
     return Table(columns, tuple(rows), note=note)
@@ -235,7 +239,7 @@ def _cells_of(one: Comparison, place: int) -> tuple[str, str, str]:
     if math.isnan(found.value[place]):
         return "-", "-", "-"
     parts = Difference(found.value[place], found.low[place], found.high[place], found.p[place], found.detectable[place])
-    return (*_difference(parts), number(float(one.adjusted["ap"][place])))
+    return (*_difference(parts), _p(float(one.adjusted["ap"][place])))
 
 
 def _class_comparison(scored: Sequence[Scored], names: Sequence[str]) -> Table:

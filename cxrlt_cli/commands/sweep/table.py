@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cxrlt_cli.artifacts import write_json, write_text
-from cxrlt_cli.bootstrap import Difference, bias_note
+from cxrlt_cli.bootstrap import Difference, bias_note, p_text
 from cxrlt_cli.commands.sweep.figures import FIGURES, PRIMARY, Scored, TableOfRows, Value
 from cxrlt_cli.events import Table
 
@@ -113,7 +113,7 @@ def _difference_cells(row: Scored, several: bool) -> tuple[str, ...]:
         for cell in (_signed(row.differences[name].value), _interval(row.differences[name], signed=True))
     )
     spread = (_number(row.difference_sd),) if several else ()
-    chances = (_chance(float(first.p)), _chance(row.adjusted), _number(float(first.detectable)))
+    chances = (p_text(float(first.p)), p_text(row.adjusted), _number(float(first.detectable)))
     return (_signed(first.value), _interval(first, signed=True), *spread, *chances, *groups)
 
 
@@ -145,12 +145,6 @@ def _signed(value: float) -> str:
 def _interval(value: Value | Difference, *, signed: bool = False) -> str:
     shown = _signed if signed else _number
     return f"{shown(float(value.low))} to {shown(float(value.high))}"
-
-
-def _chance(p: float) -> str:
-    if math.isnan(p):
-        return "-"
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
