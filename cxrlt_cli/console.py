@@ -30,8 +30,8 @@ _UNLIMITED = 100_000
 _QUIET_SECONDS = 5.0
 #: What the line of an epoch shows of its metrics, by what name; all of them are in metrics.jsonl.
 _READ = {"loss": "loss", "macro_ap": "mAP", "macro_auroc": "AUROC", "macro_f1": "F1", "images_per_second": "images/s"}
-#: Cells of a column that is right-aligned: numbers, ranges, shares, dashes for "undefined".
-_NUMERIC = re.compile(r"(nan|[-+0-9.,:%±()\[\]/\s\u2012-\u2015\u2212]|(?<=[0-9])e)*")
+#: Cells of a column that is right-aligned: numbers, bounds, ranges, shares, dashes for "undefined".
+_NUMERIC = re.compile(r"(nan|[-+<0-9.,:%±()\[\]/\s\u2012-\u2015\u2212]|(?<=[0-9])e)*")
 
 
 class Console:
