@@ -95,7 +95,7 @@ def main() -> None:
     ours = timed(lambda: found.append(replicates(labels, logits, patients, posteriors=posteriors, resamples=count)))
     after = theirs(drawn[few // 2 :])
     wall, cpu = ((a + b) / few * count for a, b in ((before.wall, after.wall), (before.cpu, after.cpu)))
-    same = np.stack([found[0].per_class[name][:few] for name in ("ap", "auroc")], axis=-1)
+    same = np.stack([found[0].per_class[name].values[:few] for name in ("ap", "auroc")], axis=-1)
     report(
         "metrics_speed",
         "ratio >= 50, peak < 3 GB, difference < 1e-12",
