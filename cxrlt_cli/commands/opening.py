@@ -137,7 +137,7 @@ def _damaged(path: Path, reason: str) -> RunError:
     return RunError(
         f"is not the resolved recipe of a run: {reason}",
         where=str(path),
-        cure="The run directory is damaged; copy it again, or train again.",
+        cure="The run is damaged, or of a version whose recipes had other keys: copy it again, or train again.",
     )
 
 
