@@ -14,7 +14,8 @@ from cxrlt_cli.contracts import UNKNOWN
 from cxrlt_cli.metrics import NEED_POSITIVES, PER_CLASS, Absent, macro, members, rank
 
 from .draws import Clusters, Weights, clusters, weights
-from .inference import Resampled, averaged, folded_bias, of_classes
+from .inference import Resampled, averaged, of_classes
+from .intervals import folded_bias
 from .ranking import Thresholds, ap_jackknife, ranking_replicates, thresholds
 from .sums import Judged, sum_replicates
 

@@ -237,7 +237,8 @@ def test_paired_intervals_and_p_values_hold_too(world: World) -> None:
 
 def test_an_interval_of_one_class_by_hand() -> None:
     """Seven patients and 201 resamples: 1 / (1 / 6 + 1 / 200) degrees of freedom, on the logit scale."""
-    from cxrlt_cli.bootstrap.inference import of_classes, student
+    from cxrlt_cli.bootstrap.inference import of_classes
+    from cxrlt_cli.bootstrap.intervals import student
 
     values = np.linspace(0.7, 0.9, 201)[:, None]
     low, high = (end[0] for end in of_classes("ap", values, [7]).interval(np.array([0.8])))
@@ -308,7 +309,7 @@ def test_calibration_errors_reach_further_down_than_up() -> None:
 
 
 def test_the_bias_of_absolute_values_is_that_of_a_folded_normal_variable() -> None:
-    from cxrlt_cli.bootstrap.inference import folded_bias
+    from cxrlt_cli.bootstrap.intervals import folded_bias
 
     noise = np.random.default_rng(0).normal(size=(200_000, 1))
     noise = (noise - noise.mean()) / noise.std(ddof=1)
