@@ -156,12 +156,12 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 @pytest.mark.slow
 def test_with_few_positives_they_hold_it_at_least_as_often() -> None:
     """100, 30 and 10 positives, of 60, 20 and 7 patients; the classifier often calls none of the last."""
-    datasets = 300
-    per_class, overall = coverage(RARE, datasets, resamples=200)
+    per_class, overall = coverage(RARE, datasets=600, resamples=100)
     for name, shares in per_class.items():
-        assert (shares >= least(datasets)).all(), (name, shares)
+        assert shares.mean() >= 0.93, (name, shares)
+        assert (shares >= 0.92).all(), (name, shares)
     for name, share in overall.items():
-        assert share >= least(datasets), (name, share)
+        assert share >= 0.92, (name, share)
 
 
 @pytest.mark.slow
@@ -190,11 +190,11 @@ def test_the_average_of_many_rare_classes_is_held_too() -> None:
 @pytest.mark.parametrize("slope", [0.93, 1.0])
 def test_calibration_errors_near_0_are_held(slope: float) -> None:
     """Where posteriors are nearly, or wholly, right, most of the error that is found is chance."""
-    datasets = 150
-    per_class, overall = coverage(replace(USUAL, slope=slope, offset=(1 - slope) * 0.7), datasets, resamples=150)
-    assert (per_class["ece"] >= least(datasets)).all(), per_class["ece"]
-    assert overall["macro_ece"] >= least(datasets)
-    assert overall["ece"] >= least(datasets)
+    world = replace(USUAL, slope=slope, offset=(1 - slope) * 0.7)
+    per_class, overall = coverage(world, datasets=400, resamples=100)
+    assert (per_class["ece"] >= 0.92).all(), per_class["ece"]
+    assert overall["macro_ece"] >= 0.92
+    assert overall["ece"] >= 0.92
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def test_paired_intervals_and_p_values_hold_too(world: World) -> None:
         whole = paired(*map(np.nanmean, points), *(reps.overall["macro_auroc"] for reps in drawn))
         found += np.append(each.p, whole.p) < 0.05
         assert ((each.p < 0.05) == ((each.low > 0) | (each.high < 0))).all()
-    assert (1 - found / datasets >= least(datasets)).all(), found
+    assert (found / datasets <= 0.08).all(), found
     assert found.mean() / datasets >= 0.02
 
 
