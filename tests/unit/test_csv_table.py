@@ -45,22 +45,22 @@ def written(tmp_path: Path, text: str | bytes, name: str = "labels.csv") -> Path
 # -- tables --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("labels.csv", TEXT.encode()),
-        ("labels.csv", b"\xef\xbb\xbf" + TEXT.encode()),
-        ("labels.csv", TEXT.replace("\n", "\r\n").encode()),
-        ("labels.csv", TEXT.replace(",", ";").encode()),
-        ("labels.csv", TEXT.replace(",", " , ").encode()),
-        ("labels.csv", TEXT.replace("\n", "\n\n").encode()),
-        ("labels.csv", b'"image_id","patient_id","Mass","Nodule"\n' + TEXT.encode().split(b"\n", 1)[1]),
-        ("labels.tsv", TEXT.replace(",", "\t").encode()),
-        ("labels.csv.gz", gzip.compress(TEXT.encode())),
-        ("labels.csv.bz2", bz2.compress(TEXT.encode())),
-        ("labels.csv.xz", lzma.compress(TEXT.encode())),
-    ],
-)
+DRESSES = {
+    "plain": ("labels.csv", TEXT.encode()),
+    "byte-order-mark": ("labels.csv", b"\xef\xbb\xbf" + TEXT.encode()),
+    "windows-lines": ("labels.csv", TEXT.replace("\n", "\r\n").encode()),
+    "semicolons": ("labels.csv", TEXT.replace(",", ";").encode()),
+    "spaces": ("labels.csv", TEXT.replace(",", " , ").encode()),
+    "empty-lines": ("labels.csv", TEXT.replace("\n", "\n\n").encode()),
+    "quotes": ("labels.csv", b'"image_id","patient_id","Mass","Nodule"\n' + TEXT.encode().split(b"\n", 1)[1]),
+    "tabs": ("labels.tsv", TEXT.replace(",", "\t").encode()),
+    "gzip": ("labels.csv.gz", gzip.compress(TEXT.encode())),
+    "bzip2": ("labels.csv.bz2", bz2.compress(TEXT.encode())),
+    "xz": ("labels.csv.xz", lzma.compress(TEXT.encode())),
+}
+
+
+@pytest.mark.parametrize(("name", "data"), DRESSES.values(), ids=DRESSES)
 def test_the_same_table_in_every_dress(tmp_path: Path, images: Path, name: str, data: bytes) -> None:
     table = table_of(written(tmp_path, data, name), images)
     assert table.classes == ("Mass", "Nodule")
