@@ -30,7 +30,7 @@ demo: $(STAMP)
 	  run cxrlt predict $(DEMO) docs/images/samples -o $(DEMO)/samples.csv'
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["training_child"])
+# Modules that any Python finds: the server does not know pytest's paths, and passes over what it cannot import.
+_CONTEXT.set_forkserver_preload(["timm", "torch._dynamo", "cxrlt_cli.engine.fit"])
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",

@@ -1,4 +1,4 @@
-"""What runs in the children of ``training``; the server they are forked from imports it once."""
+"""What runs in the children of ``training``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm  # noqa: F401  # so that the children need not import it
 import torch
-import torch._dynamo  # likewise: torch.optim imports it
 
 from cxrlt_cli.artifacts import RunDir
 from cxrlt_cli.data.manifest import load_prepared
