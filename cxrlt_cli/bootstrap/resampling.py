@@ -26,6 +26,8 @@ Labels = npt.NDArray[np.int8]
 _BYTES = 192 << 20
 #: Calibration errors, and the differences whose absolute values they add up.
 _ERRORS = {"ece": "bins", "flat_ece": "flat_bins"}
+#: Who decides about a figure, where it is not who decides about the class: names of ``_patients``.
+_DECIDED_BY = {"precision": "called", "brier": "errors", "ece": "errors"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +178,12 @@ def _threads() -> int:
 def _patients(judged: Judged, drawn: Clusters) -> dict[str, npt.NDArray[np.int64]]:
     """How many patients decide about each class (C,): those with the finding or those without, whichever are fewer.
 
-    About precision ("called"), those in whom it is called; about the figures of all entries ("any"), those with any.
+    About the Brier score and the calibration errors ("errors"), all of them where they are of one kind; about precision
+    ("called"), those in whom it is called; about the figures of all entries ("any"), those with any finding.
     """
-    positive = drawn.having(judged.labels == 1)
-    made = {"": np.minimum(positive, drawn.having(judged.labels == 0))}
+    positive, negative = (drawn.having(judged.labels == label) for label in (1, 0))
+    made = {"": np.minimum(positive, negative)}
+    made["errors"] = np.where(made[""] > 0, made[""], positive + negative)
     made["any"] = drawn.having((judged.labels == 1).any(axis=1, keepdims=True))[0]
     if judged.decisions is not None:
         made["called"] = drawn.having(judged.decisions & (judged.labels != UNKNOWN))
@@ -191,7 +195,7 @@ def _of_class(
 ) -> Resampled:
     # AP's own bias is noise beside the spread of one class: only averages are moved by it
     own = bias[name] if name == "ece" else 0.0
-    return of_classes(name, values, counted["called" if name == "precision" else ""], own)
+    return of_classes(name, values, counted[_DECIDED_BY.get(name, "")], own)
 
 
 def _averages(

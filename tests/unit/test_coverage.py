@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy.special import expit
-from scipy.stats import norm
+from scipy.stats import norm, sem
+from scipy.stats import t as student_t
 
 from cxrlt_cli.bootstrap import Replicates, Resampled, interval, paired, replicates
 from cxrlt_cli.metrics import BINS, PER_CLASS, Evaluation, auroc, evaluate
@@ -275,6 +276,15 @@ def test_one_patient_has_figures_and_no_intervals() -> None:
     low, high = made.per_class["ap"].interval(points.per_class["ap"])
     assert np.isnan([low, high]).all()
     assert np.isnan([made.overall[name].interval(points.overall[name]) for name in ("ece", "micro_f1_at_half")]).all()
+
+
+def test_errors_of_a_class_without_positives_have_the_interval_of_a_mean() -> None:
+    """The squared posteriors of twelve patients, and the mean of them: the t interval of one sample."""
+    posteriors = np.random.default_rng(0).uniform(0.1, 0.5, size=(12, 1))
+    made = replicates(np.zeros((12, 1), np.int8), posteriors, np.arange(12), posteriors=posteriors, resamples=20_000)
+    for name, values in (("brier", posteriors**2), ("ece", posteriors)):
+        low, high = student_t.interval(0.95, 11, values.mean(), sem(values[:, 0]))
+        assert made.per_class[name].reach()[0] == pytest.approx((high - low) / 2, rel=0.02), name
 
 
 def test_a_macro_average_to_which_no_patient_adds_has_no_interval() -> None:
