@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ import numpy as np
 import pytest
 
 from cxrlt_cli.artifacts import RunDir, read_predictions, write_lines
-from cxrlt_cli.commands.evaluate import gap_run
+from cxrlt_cli.commands import decide
+from cxrlt_cli.commands.evaluate import gap_kept, gap_run
 from cxrlt_cli.commands.evaluate.gap_show import gap_waterfall
 from cxrlt_cli.data.manifest import Prepared
+from cxrlt_cli.events import silent
 from cxrlt_cli.gap import COMPONENTS
 from cxrlt_cli.metrics import average_precision, mean_defined
 
@@ -156,6 +161,7 @@ def test_epochs_that_cannot_be_used(harm: str, cxrlt: Cxrlt, run: RunDir) -> Non
     [
         (("--resamples", "1"), "1 resamples are too few for --gap"),
         (("--split", "test"), "'test' is on both sides of the gap"),
+        (("--target", "dev"), "'dev' is on both sides of the gap\nGive two different splits."),
         (("second",), "--gap takes one run"),
         (("--labels", "exact.csv"), "--gap is about a run"),
         (("--target-prevalence", "efusion=0.1"), "Did you mean 'effusion'?"),
@@ -178,8 +184,66 @@ def test_the_report_of_the_run_shows_the_waterfalls(cxrlt: Cxrlt, run: RunDir) -
         assert f"{one['start']:.3f} on dev, {one['expected']:.3f} expected, {one['observed']:.3f} observed" in text
     assert "Exact labels: not estimated: no exact labels are known" in text
     assert 'id="classes"' in text  # the evaluation itself is there, too
-    assert cxrlt("evaluate", run.path, "--resamples", "2").code == 0
-    assert "is worth on" not in run.report.read_text(encoding="utf-8")
+
+
+def worth_in(report: Path) -> str:
+    """The section of a report that says what the score is worth; empty where there is none."""
+    found = re.search(r'<h2 id="worth">.*?(?=<h2 )', report.read_text(encoding="utf-8"), re.S)
+    return found[0] if found else ""
+
+
+def test_further_reports_of_the_same_predictions_show_it_again(cxrlt: Cxrlt, run: RunDir) -> None:
+    assert cxrlt("evaluate", run.path, "--gap", "--resamples", "20").code == 0
+    first = worth_in(run.report)
+    done = cxrlt("evaluate", run.path, "--resamples", "2")
+    assert done.code == 0
+    assert "gap.json" not in done.err
+    added = f"<li>Found on {time.strftime('%Y-%m-%d')}.</li>\n"
+    assert worth_in(run.report).replace(added, "") == first
+    assert added not in first
+    assert cxrlt("evaluate", run.path, "--split", "test", "--resamples", "2").code == 0
+    assert not worth_in(run.path / "report.test.html")
+
+
+def predict_anew(run: RunDir, prepared: Prepared) -> None:
+    factories.write_logits(run, prepared, "dev", seed=5)
+
+
+def decide_anew(run: RunDir, prepared: Prepared) -> None:
+    assert decide.run(run.path, threshold="0.5").code == 0
+
+
+def damage(run: RunDir, prepared: Prepared) -> None:
+    path = run.path / "gap.json"
+    path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(predict_anew, "is of other predictions"), (decide_anew, "is of other predictions"), (damage, "cannot be read")],
+)
+def test_a_gap_that_no_longer_holds_is_left_out(
+    change: Callable[[RunDir, Prepared], None], says: str, cxrlt: Cxrlt, run: RunDir, prepared: Prepared
+) -> None:
+    assert cxrlt("evaluate", run.path, "--gap", "--resamples", "20").code == 0
+    change(run, prepared)
+    done = cxrlt("evaluate", run.path, "--resamples", "2")
+    assert done.code == 0
+    assert f"gap.json {says}" in " ".join(done.err.split())
+    assert not worth_in(run.report)
+
+
+def test_figures_without_a_value_are_kept_as_such(run: RunDir, tmp_path: Path) -> None:
+    found = gap_run.explained([run.path], gap_run.Sought(), resamples=20)
+    falls = dict(found.gap.waterfalls)
+    falls["ece"] = replace(falls["ece"], start=float("nan"), prediction=None)
+    found = replace(found, gap=replace(found.gap, waterfalls=falls), observed={**found.observed, "ece": float("nan")})
+    gap_kept.keep(found, tmp_path / "report.html", silent)
+    json.loads((tmp_path / "gap.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    again = gap_kept.kept(found.of, tmp_path / "report.html", silent)
+    assert again is not None
+    assert repr(again.gap.waterfalls) == repr(falls)  # repr, as nan is not equal to itself
+    assert repr(again.observed) == repr(found.observed)
 
 
 def test_the_report_can_go_elsewhere_or_nowhere(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from cxrlt_cli.commands.evaluate import html
 from cxrlt_cli.commands.evaluate.compare import Comparison, comparisons, same_images
 from cxrlt_cli.commands.evaluate.data import everything
 from cxrlt_cli.commands.evaluate.foreign import Files, read_files
+from cxrlt_cli.commands.evaluate.gap_kept import kept
 from cxrlt_cli.commands.evaluate.html import Wanted
 from cxrlt_cli.commands.evaluate.of_run import Asked, predicted
 from cxrlt_cli.commands.evaluate.scored import Predicted, Scored, Settings, score
@@ -58,7 +60,9 @@ def run(
     head = {"split": split, "absent": absent, "resamples": resamples, "seed": seed, "same_images": same_images(scored)}
     place = html.place_of(scored[0].of, asked) if len(scored) == 1 else None
     about = html.Place(settings, split, place)
-    return _result(scored, head, split, lambda compared: html.write(scored, compared, report, about, emit))
+    worth = kept(scored[0].of, place, emit) if place is not None and not report.none else None
+    write = partial(html.write, wanted=report, place=about, emit=emit, worth=worth)
+    return _result(scored, head, split, lambda compared: write(scored, compared))
 
 
 def evaluated(runs: Sequence[Path], asked: Asked, settings: Settings, emit: Emit = silent) -> list[Scored]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cxrlt_cli.commands.evaluate import html
 from cxrlt_cli.commands.evaluate.gap_inputs import Gathered, Sought, gathered
+from cxrlt_cli.commands.evaluate.gap_kept import keep
 from cxrlt_cli.commands.evaluate.gap_show import Found, blocks, everything, worth
 from cxrlt_cli.commands.evaluate.of_run import Asked
 from cxrlt_cli.commands.evaluate.scored import Settings, score
@@ -63,7 +64,9 @@ def run(
 
 def _reported(found: Found, settings: Settings, report: html.Wanted, emit: Emit) -> Path | None:
     sought = found.sought
-    place = html.Place(settings, sought.split, html.place_of(found.of, Asked(sought.split, sought.data, sought.tta)))
+    own = html.place_of(found.of, Asked(sought.split, sought.data, sought.tta))
+    keep(found, own, emit)
+    place = html.Place(settings, sought.split, own)
     return html.write(score([found.of], settings, emit), [], report, place, emit, worth=worth(found))
 
 
@@ -76,7 +79,9 @@ def explained(
     if resamples < 2:
         raise UsageError(f"{resamples} resamples are too few for --gap", where="--resamples", cure="Give 1000.")
     if sought.split == sought.target:
-        raise UsageError(f"{sought.target!r} is on both sides of the gap", where="--split", cure="Use --split dev.")
+        raise UsageError(
+            f"{sought.target!r} is on both sides of the gap", where="--target", cure="Give two different splits."
+        )
     opened = open_run(runs[0] if runs else None)
     known = gathered(opened, sought, emit)
     if not judged_classes(known.dev, known.target).any():
