@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.artifacts import read_json, write_json
+from cxrlt_cli.artifacts import Predictions, read_json, write_json, write_predictions
 from cxrlt_cli.bootstrap import p_text
 from cxrlt_cli.commands.network import view_logits
-from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, split_rows
+from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, split_rows, stamp
+from cxrlt_cli.commands.run_decisions import SPLIT, chosen_on
 from cxrlt_cli.commands.strategies import strategy_of, unseen
 from cxrlt_cli.commands.tta_choice import Choice, Trial, choose, measurements
 from cxrlt_cli.contracts import UNKNOWN
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 #: Raised when the rule changes, so that choices by an older one are made anew.
 FORMAT = 1
-PLAIN, SPLIT, FOLDS, RESAMPLES, SEED = "none", "dev", 5, 1000, 0
+PLAIN, FOLDS, RESAMPLES, SEED = "none", 5, 1000, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ def choose_tta(run: OpenRun, setting: Setting, *, force: bool, data: Path | None
 
     Every installed strategy whose views the network can read takes part, with its default options, or the recipe's
     where it is the recipe's own; those that rank images against each other do not. A view that several share is
-    computed once. The choice is kept in the run directory and used again for the same weights, data and strategies.
+    computed once. The choice is kept in the run directory and used again for the same weights, data and strategies; so
+    are its predictions of dev, for calibration and thresholds of its own.
 
     Args:
         run: the run.
@@ -200,7 +202,20 @@ def _tried(run: OpenRun, tried: Strategies, setting: Setting, data: Path | None,
     logits = {name: merge(outputs[own[name]], one, run.card.classes, projections, link) for name, one in tried.items()}
     costs = {name: len(one.views) for name, one in tried.items()}
     choice = _choice(labels, logits, costs, column(prepared.frame, "patient_id", rows), emit)
+    _keep(run, prepared, rows, choice.name, logits[choice.name])
     return {"images": len(rows), **_as_data(choice)}
+
+
+def _keep(
+    run: OpenRun, prepared: Prepared, rows: npt.NDArray[np.int64], name: str, logits: npt.NDArray[np.float32]
+) -> None:
+    """Keep the dev predictions of the choice, to fit its decisions on; those of the run's own strategy are there."""
+    if name == run.card.tta["name"] or chosen_on(run, prepared, SPLIT):
+        return
+    ids, patients = (column(prepared.frame, text, rows) for text in ("image_id", "patient_id"))
+    path = run.predictions(prepared, SPLIT, name)
+    write_predictions(path, Predictions(run.card.classes, ids, patients, logits))
+    stamp(path, run.card, name)
 
 
 def _own_dataset(run: OpenRun, data: Path | None, emit: Emit) -> Prepared:

@@ -285,8 +285,17 @@ def stamp(path: Path, card: ModelCard, tta: str) -> None:
 
 
 def read_stamp(path: Path) -> dict[str, Any]:
-    """What ``stamp`` noted; empty for predictions that training wrote with the weights themselves."""
+    """What ``stamp`` noted; empty for predictions that training wrote with the weights themselves.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    text = (pq.read_schema(path).metadata or {}).get(_STAMP)
-    return dict(json.loads(text)) if text else {}
+    try:
+        text = (pq.read_schema(path).metadata or {}).get(_STAMP)
+        return dict(json.loads(text)) if text else {}
+    except (OSError, ValueError, pa.ArrowException) as error:
+        cure = "Make it again with `cxrlt predict`."
+        raise RunError(f"cannot be read: {error}", where=str(path), cure=cure) from error

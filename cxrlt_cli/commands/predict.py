@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cxrlt_cli.artifacts import Predictions, writable_directory, write_predictions
+from cxrlt_cli.artifacts import writable_directory, write_predictions
 from cxrlt_cli.commands.forward import How, Passed, forward
-from cxrlt_cli.commands.opening import OpenRun, open_link, open_run, stamp
+from cxrlt_cli.commands.opening import OpenRun, open_link, open_run, read_stamp, stamp
 from cxrlt_cli.commands.prediction_table import PredictionTable, overview, write_table
-from cxrlt_cli.commands.run_decisions import Asked, decisions_of, plain
+from cxrlt_cli.commands.run_decisions import Asked, chosen_on, decisions_of, plain
 from cxrlt_cli.commands.target_prevalence import Target, parse_target
 from cxrlt_cli.commands.work import Work, from_files, from_split
 from cxrlt_cli.decisions import Decisions
-from cxrlt_cli.errors import UsageError
+from cxrlt_cli.errors import RunError, UsageError
 from cxrlt_cli.events import Emit, Notice, Result, Table, silent
 from cxrlt_cli.submission import check_classes, write_submission
 from cxrlt_cli.thresholds import parse_rule
@@ -69,7 +69,8 @@ def run(
     Raises:
         CxrltError: whatever is wrong, with its cure.
     """
-    _check_request(inputs, split, out, submission, data)
+    _check_inputs(inputs, split, data)
+    _check_out(out, submission)
     opened = open_run(run)
     asked = Asked(calibration, str(parse_rule(threshold)) if threshold is not None else None)
     target = parse_target(target_prevalence, opened.card.classes) if target_prevalence is not None else None
@@ -77,30 +78,43 @@ def run(
         check_classes(opened.card.classes, str(opened.dir.path))
     with ExitStack() as stack:
         work = from_split(opened, split, data, emit) if split else from_files(opened, inputs, stack)
-        if out is not None:
-            writable_directory(out.absolute().parent)
-        if target is not None:
-            target.check(len(work.rows))
+        _check_before(work, out, target)
         passed = forward(opened, work, How(tta, force, data, device, batch_size), emit)
-    kept = _keep(opened, work, passed)
+    kept = _keep(opened, work, passed, emit)
     decisions = decisions_of(opened, asked, tta=passed.tta, data=data, emit=emit) or plain(opened)
-    table, decisions = _decided(opened, passed.predictions, decisions, target)
+    made = _made(opened, passed, decisions, target)
     if out is not None:
-        _write(out, table, submission)
+        _write(out, made.table, submission)
     _warn(work, submission, emit)
-    result = _result(opened, work, table, {"predictions": kept, "table": out}, passed.tta)
-    more = _about(decisions, target is not None) | ({"tta_choice": passed.choice.data} if passed.choice else {})
-    return replace(result, data={**result.data, **more})
+    return _result(opened, work, made, {"predictions": kept, "table": out})
 
 
-def _check_request(
-    inputs: Sequence[Path], split: str | None, out: Path | None, submission: bool, data: Path | None
-) -> None:
+def _check_inputs(inputs: Sequence[Path], split: str | None, data: Path | None) -> None:
     if bool(inputs) == bool(split):
         what = "files and --split are both given" if inputs else "there is nothing to predict"
         raise UsageError(what, cure="Give image files or folders, or a split of the run's dataset with --split.")
     if data is not None and not split:
         raise UsageError("--data names the dataset of a split", cure="Give --split as well, or leave --data out.")
+    for path in inputs:
+        _check_no_run(path)
+
+
+def _check_no_run(path: Path) -> None:
+    """Refuse weights and folders with parts of a run: they were meant as the run."""
+    cure = (
+        "`cxrlt predict` takes a whole run directory: copy it again, with run.json and recipe.resolved.yaml, or train "
+        "again. In Python, `load_model` reads weights alone; see 'Use a model elsewhere' in docs/howto.md."
+    )
+    if path.suffix == ".safetensors" and path.is_file():
+        whole = (path.parent / "run.json").is_file()
+        named = f"Name its run directory: `cxrlt predict {path.parent} ...`."
+        raise UsageError("is a file of weights, no image", where=str(path), cure=named if whole else cure)
+    parts = ("model.safetensors", "ensemble.safetensors", "recipe.resolved.yaml", "metrics.jsonl")
+    if any((path / part).is_file() for part in parts) and not (path / "run.json").is_file():
+        raise RunError("is a run directory without its run.json", where=str(path), cure=cure)
+
+
+def _check_out(out: Path | None, submission: bool) -> None:
     if submission and out is None:
         raise UsageError("--submission needs a file to write", cure="Give it with -o FILE.csv.")
     if out is None:
@@ -116,14 +130,42 @@ def _end_in(endings: Sequence[str]) -> str:
     return f"Let it end in {' or '.join(endings)}."
 
 
-def _keep(run: OpenRun, work: Work, passed: Passed) -> Path | None:
-    """Keep the logits of a split in the run directory; the file, or None where the images are not a split's."""
+def _check_before(work: Work, out: Path | None, target: Target | None) -> None:
+    """Find out before the work whether its result can be written and used."""
+    if out is not None:
+        writable_directory(out.absolute().parent)
+    if target is not None:
+        target.check(len(work.rows))
+
+
+# -- what is written -----------------------------------------------------------------------------------------------
+
+
+def _keep(run: OpenRun, work: Work, passed: Passed, emit: Emit) -> Path | None:
+    """Keep the logits of a split in the run directory; the file, or None where nothing was kept.
+
+    Where labels of dev had a say in the head, the dev predictions that came with it are cross-fitted and cannot be made
+    again: they stay.
+    """
     if work.prepared is None:
         return None
     kept = run.predictions(work.prepared, work.split, passed.tta)
+    if chosen_on(run, work.prepared, work.split):
+        seen = f"{run.dir.path}: the head was chosen by the labels of {work.split}, so that it looks too good there"
+        if _came_with_the_head(kept):
+            emit(Notice(f"{seen}; {kept} holds cross-fitted predictions, and stays as it is"))
+            return None
+        emit(Notice(f"{seen}, and {kept} is not cross-fitted", "warning"))
     write_predictions(kept, passed.predictions)
     stamp(kept, run.card, passed.tta)
     return kept
+
+
+def _came_with_the_head(path: Path) -> bool:
+    try:
+        return path.is_file() and not read_stamp(path)
+    except RunError:
+        return False
 
 
 def _write(out: Path, table: PredictionTable, submission: bool) -> None:
@@ -136,26 +178,34 @@ def _write(out: Path, table: PredictionTable, submission: bool) -> None:
 # -- posteriors and decisions --------------------------------------------------------------------------------------
 
 
-def _decided(
-    run: OpenRun, made: Predictions, decisions: Decisions, target: Target | None
-) -> tuple[PredictionTable, Decisions]:
-    """The table, and the decisions it was made with: those for the prevalence that was asked for."""
-    link = open_link(run)
-    log_odds = link.log_odds_of(made.logits) if link is not None else made.logits.astype(np.float64)
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What came of it.
+
+    Attributes:
+        table: logits, posteriors and decisions.
+        passed: how the logits were made.
+        before: the decisions of the run.
+        used: those the table was made with: the same, or those for the prevalence that was asked for.
+    """
+
+    table: PredictionTable
+    passed: Passed
+    before: Decisions
+    used: Decisions
+
+    @property
+    def moved(self) -> bool:
+        """Whether posteriors are for another prevalence."""
+        return self.used is not self.before
+
+
+def _made(run: OpenRun, passed: Passed, decisions: Decisions, target: Target | None) -> _Made:
+    link, own = open_link(run), passed.predictions
+    log_odds = link.log_odds_of(own.logits) if link is not None else own.logits.astype(np.float64)
     used = decisions if target is None else target.apply(decisions, log_odds)
-    posteriors = used.calibrated(log_odds)
-    return PredictionTable(made.image_id, made.classes, made.logits, posteriors, used.thresholds), used
-
-
-def _about(decisions: Decisions, moved: bool) -> dict[str, Any]:
-    """What posteriors and decisions rest on, as JSON."""
-    about: dict[str, Any] = {
-        "calibration": decisions.calibration.method,
-        "threshold_rule": decisions.rule,
-        "fitted_on": dict(decisions.provenance) or None,
-    }
-    shares = dict(zip(decisions.classes, decisions.prevalence.tolist(), strict=True))
-    return {**about, "target_prevalence": shares} if moved else about
+    table = PredictionTable(own.image_id, own.classes, own.logits, used.calibrated(log_odds), used.thresholds)
+    return _Made(table, passed, decisions, used)
 
 
 # -- what is said --------------------------------------------------------------------------------------------------
@@ -172,21 +222,63 @@ def _warn(work: Work, submission: bool, emit: Emit) -> None:
         emit(Notice(f"the submission lacks {len(bad)} of the {len(work.rows)} images asked for", "warning"))
 
 
-def _result(run: OpenRun, work: Work, table: PredictionTable, files: Mapping[str, Path | None], tta: str) -> Result:
-    data: dict[str, Any] = {
-        "run": str(run.dir.path),
-        "images": len(table.image_id),
-        "unreadable": {work.image_id[row]: work.unreadable[row] for row in sorted(work.unreadable)},
-        "tta": tta,
-        "linked": run.card.linked,
-    }
+def _result(run: OpenRun, work: Work, made: _Made, files: Mapping[str, Path | None]) -> Result:
+    table = made.table
     written = {key: str(path) for key, path in files.items() if path is not None}
-    lost = f", {len(work.unreadable)} unreadable" if work.unreadable else ""
-    views = f", test-time augmentation {tta!r}" if tta != "none" else ""
-    noun = "image" if len(table.image_id) == 1 else "images"
-    text = f"{len(table.image_id):,} {noun}{lost}, {len(table.classes)} classes, run {run.dir.path}{views}"
-    blocks: list[Table | str] = [text] if files["table"] is not None else [overview(table), text]
+    blocks: list[Table | str] = [overview(table)] if files["table"] is None else []
+    blocks += [_prevalences(made)] if made.moved else []
+    blocks.append(_summary(run, work, made))
     if written:
         blocks.append(Table(("wrote", ""), tuple(written.items())))
-    full = {} if files["table"] is not None else table.data()
-    return Result({**data, **written, **full}, tuple(blocks), code=3 if work.unreadable else 0)
+    full = table.data() if files["table"] is None else {}
+    data = {**_facts(run, work, made), **written, **full, **_about(made)}
+    return Result(data, tuple(blocks), code=3 if work.unreadable else 0)
+
+
+def _facts(run: OpenRun, work: Work, made: _Made) -> dict[str, Any]:
+    return {
+        "run": str(run.dir.path),
+        "images": len(made.table.image_id),
+        "unreadable": {work.image_id[row]: work.unreadable[row] for row in sorted(work.unreadable)},
+        "tta": made.passed.tta,
+        "linked": run.card.linked,
+    }
+
+
+def _about(made: _Made) -> dict[str, Any]:
+    """What posteriors and decisions rest on, as JSON."""
+    used, choice = made.used, made.passed.choice
+    about: dict[str, Any] = {
+        "calibration": used.calibration.method,
+        "threshold_rule": used.rule,
+        "fitted_on": dict(used.provenance) or None,
+    }
+    if made.moved:
+        about["target_prevalence"] = dict(zip(used.classes, used.prevalence.tolist(), strict=True))
+    return about | ({"tta_choice": choice.data} if choice else {})
+
+
+def _summary(run: OpenRun, work: Work, made: _Made) -> str:
+    count, tta = len(made.table.image_id), made.passed.tta
+    lost = f", {len(work.unreadable)} unreadable" if work.unreadable else ""
+    views = f", test-time augmentation {tta!r}" if tta != "none" else ""
+    how = f", calibration {made.used.calibration.method}, threshold {made.used.rule}"
+    noun = "image" if count == 1 else "images"
+    return f"{count:,} {noun}{lost}, {len(made.table.classes)} classes, run {run.dir.path}{views}{how}"
+
+
+def _prevalences(made: _Made) -> Table:
+    """What the other prevalence is, and what it does to thresholds."""
+    before, used = made.before, made.used
+    rows = tuple(
+        (
+            name,
+            f"{before.prevalence[c]:.4f}",
+            f"{used.prevalence[c]:.4f}",
+            f"{before.thresholds[c]:.4f}",
+            f"{used.thresholds[c]:.4f}",
+        )
+        for c, name in enumerate(used.classes)
+        if used.shift[c] != before.shift[c]
+    )
+    return Table(("class", "prevalence fitted on", "prevalence here", "threshold fitted", "threshold here"), rows)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 POSTERIOR, DECISION = ".posterior", ".decision"
-#: Images listed on the screen.
-SHOWN = 20
+#: Images listed on the screen, and findings of each.
+SHOWN, FINDINGS = 20, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,9 @@ def overview(table: PredictionTable) -> Table:
     for name, posteriors, here in zip(table.image_id[:SHOWN], table.posteriors[:SHOWN], called, strict=True):
         order = np.argsort(-posteriors, kind="stable")
         found, following = order[here[order]], order[~here[order]][:2]
-        present, likely = (_listed(table.classes, posteriors, chosen) for chosen in (found, following))
-        rows.append((name, present or "-", likely))
+        present, likely = (_listed(table.classes, posteriors, chosen[:FINDINGS]) for chosen in (found, following))
+        more = f" and {len(found) - FINDINGS} more" if len(found) > FINDINGS else ""
+        rows.append((name, present + more or "-", likely))
     rest = len(table.image_id) - len(rows)
     note = f"and {rest:,} more; " if rest else ""
     return Table(

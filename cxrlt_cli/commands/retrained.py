@@ -304,8 +304,8 @@ def _remarks(info: dict[str, Any]) -> list[str]:
     if method == "keep-best":
         remarks.append(
             "'after' is cross-fitted: each dev patient is scored by heads that the other patients' labels chose. So "
-            "are the dev predictions that were written. `cxrlt predict --split dev` would replace them by those of the "
-            "final head, which has seen these labels."
+            "are the dev predictions that were written; `cxrlt predict --split dev` leaves them as they are, since the "
+            "final head has seen these labels."
         )
     return remarks
 

@@ -58,6 +58,12 @@ class Asked:
         own = run.recipe.predict
         return {"calibration": self.calibration or own.calibration, "threshold": self.threshold or own.threshold}
 
+    def beside(self, kept: Decisions | None) -> Asked:
+        """The same, and what is not asked for as the run keeps it."""
+        if kept is None:
+            return self
+        return Asked(self.calibration or kept.calibration.method, self.threshold or kept.rule)
+
 
 # -- fitting and keeping -------------------------------------------------------------------------------------------
 
@@ -79,7 +85,7 @@ def fit(
         DataError: no label of dev is known.
     """
     path = run.predictions(prepared, SPLIT, tta)
-    made_with = fresh_stamp(run, path)
+    made_with = fresh_stamp(run, path, _options(run, prepared, tta))
     predictions = read_predictions(path)
     rows = split_rows(run, prepared, SPLIT, emit)
     place = _places(predictions.image_id, column(prepared.frame, "image_id", rows), path)
@@ -116,13 +122,25 @@ def fit(
     )
 
 
-def fresh_stamp(run: OpenRun, path: Path) -> str:
-    """The test-time augmentation of the predictions at ``path``.
+def chosen_on(run: OpenRun, prepared: Prepared, split: str) -> bool:
+    """Whether labels of these images had a say in the run's head, as the method ``keep-best`` has it."""
+    own = (split, prepared.content_hash) == (SPLIT, run.card.dataset)
+    return own and run.info.get("method") == "keep-best"
+
+
+def _options(run: OpenRun, prepared: Prepared, tta: str | None) -> str:
+    """What ``cxrlt predict`` needs besides the split to make these predictions."""
+    elsewhere = f" --data {prepared.path}" if prepared.content_hash != run.card.dataset else ""
+    return elsewhere + (f" --tta {tta}" if tta not in (None, run.card.tta["name"]) else "")
+
+
+def fresh_stamp(run: OpenRun, path: Path, options: str = "") -> str:
+    """The test-time augmentation of the predictions at ``path``, which ``cxrlt predict`` with ``options`` makes.
 
     Raises:
-        RunError: they are not there, or of weights the run no longer has.
+        RunError: they are not there, damaged, or of weights the run no longer has.
     """
-    cure = f"Make them with `cxrlt predict {run.dir.path} --split {SPLIT}`."
+    cure = f"Make them with `cxrlt predict {run.dir.path} --split {SPLIT}{options}`."
     if not path.is_file():
         raise RunError("there are no predictions to fit calibration and thresholds on", where=str(path), cure=cure)
     made = read_stamp(path)
@@ -162,8 +180,8 @@ def decisions_of(
 ) -> Decisions | None:
     """The decisions of a run: those it keeps, or made now from its dev predictions where it keeps none of its weights.
 
-    What is made as the recipe says is kept in the run directory. What was asked for otherwise, or belongs to a
-    test-time augmentation that is not the run's own, is not.
+    What is made is kept in the run directory, unless it was asked for here or belongs to a test-time augmentation that
+    is not the run's own. Whatever is not asked for is as the run keeps it, else as the recipe says.
 
     Args:
         run: the run.
@@ -178,20 +196,39 @@ def decisions_of(
     Raises:
         RunError: what was asked for cannot be made.
     """
-    asked = asked or Asked()
-    rule = parse_rule(asked.threshold) if asked.threshold is not None else None
-    kept = stored(run)
-    if kept is not None and asked.calibration is None and rule is not None and rule.name == "fixed":
-        return with_threshold(kept, rule.value)
-    if kept is not None and not asked and _same_views(run, kept, tta):
-        return kept
+    asked, kept = asked or Asked(), stored(run)
+    answer = _from_kept(kept, asked)
+    if kept is not None and answer is not None:
+        if _same_views(run, kept, tta):
+            return answer
+        if not _of_own_images(run, kept):
+            emit(_of_other_views(run, kept, "fitted on the images that `cxrlt decide` was given"))
+            return answer
     try:
-        made = fit(run, _own_dataset(run, data), asked, tta=tta, emit=emit)
+        made = fit(run, _own_dataset(run, data), asked.beside(kept), tta=tta, emit=emit)
     except CxrltError as error:
         return _without(run, kept, asked, error, emit)
-    if not asked and tta in (None, run.card.tta["name"]):
+    if kept is not None and not _of_own_images(run, kept):
+        text = f"fitted on its own {SPLIT} split, not on the images that `cxrlt decide` was given"
+        emit(Notice(f"{run.dir.path}: {text}"))
+    elif not asked and tta in (None, run.card.tta["name"]):
         _keep(run, made, emit)
     return made
+
+
+def _from_kept(kept: Decisions | None, asked: Asked) -> Decisions | None:
+    """What is asked for, where what is kept answers it without labels; else None."""
+    if kept is None or asked.calibration not in (None, kept.calibration.method):
+        return None
+    if asked.threshold in (None, kept.rule):
+        return kept
+    rule = parse_rule(str(asked.threshold))
+    return with_threshold(kept, rule.value) if rule.name == "fixed" else None
+
+
+def _of_own_images(run: OpenRun, kept: Decisions) -> bool:
+    """Whether they were fitted on the dataset of training, and not on one given to ``cxrlt decide``."""
+    return bool(kept.provenance.get("dataset") == run.card.dataset)
 
 
 def stored(run: OpenRun) -> Decisions | None:
@@ -219,6 +256,8 @@ def stored(run: OpenRun) -> Decisions | None:
 def _same_views(run: OpenRun, kept: Decisions, tta: str | None) -> bool:
     """Whether nothing better can be made for this test-time augmentation than what is kept."""
     path = run.dir.predictions(SPLIT, None if tta == run.card.tta["name"] else tta)
+    if not _of_own_images(run, kept):
+        return tta in (None, run.card.tta["name"], kept.provenance.get("tta"))
     try:
         return kept.provenance.get("tta") == fresh_stamp(run, path)
     except RunError:
@@ -236,20 +275,25 @@ def _own_dataset(run: OpenRun, data: Path | None) -> Prepared:
 
 def _without(run: OpenRun, kept: Decisions | None, asked: Asked, error: CxrltError, emit: Emit) -> Decisions | None:
     """What is left where nothing can be fitted."""
+    answer = _from_kept(kept, asked)
+    if kept is not None and answer is not None:
+        emit(_of_other_views(run, kept, told(error), error.cure))
+        return answer
     wanted = asked.of(run)
     if asked and wanted["calibration"] == "none" and parse_rule(wanted["threshold"]).name == "fixed":
         return with_threshold(plain(run), parse_rule(wanted["threshold"]).value)
     if asked:
         raise error
-    if kept is not None:
-        views = kept.provenance.get("tta", "none")
-        text = f"{run.dir.path}: calibration and thresholds are those of predictions with test-time augmentation"
-        emit(Notice(f"{text} {views!r} ({told(error)})"))
-        return kept
     text = "has no calibration and thresholds, and none can be made now"
     uncalibrated = "posteriors are uncalibrated, and findings are called from 0.5 on"
     emit(Notice(f"{run.dir.path} {text} ({told(error)}): {uncalibrated}", "warning"))
     return None
+
+
+def _of_other_views(run: OpenRun, kept: Decisions, why: str, cure: str = "") -> Notice:
+    views = kept.provenance.get("tta", "none")
+    text = f"{run.dir.path}: calibration and thresholds are those of predictions with test-time augmentation"
+    return Notice(f"{text} {views!r} ({why}). {cure}".rstrip())
 
 
 def _keep(run: OpenRun, made: Decisions, emit: Emit) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, split_rows
-from cxrlt_cli.errors import DataError, RunError
+from cxrlt_cli.errors import DataError
 from cxrlt_cli.events import Emit, Notice
 
 if TYPE_CHECKING:
@@ -89,7 +89,6 @@ def from_files(run: OpenRun, inputs: Sequence[Path], stack: ExitStack) -> Work:
     """Image files and those in folders; what reads them is closed with ``stack``."""
     from cxrlt_cli.data.files import find_images
 
-    _refuse_damaged_run(inputs[0])
     files = find_images(inputs)
     images = stack.enter_context(_decoder(run, files))
     return Work(
@@ -118,17 +117,6 @@ def _decoder(run: OpenRun, files: Sequence[ImageFile]) -> FileImages:
     from cxrlt_cli.data.files import FileImages
 
     return FileImages(files, run.card.image_size, cast("Literal['pad', 'squash']", run.card.fit))
-
-
-def _refuse_damaged_run(path: Path) -> None:
-    """A first folder that holds parts of a run was meant as the run."""
-    parts = ("model.safetensors", "ensemble.safetensors", "recipe.resolved.yaml", "metrics.jsonl")
-    if any((path / part).is_file() for part in parts) and not (path / "run.json").is_file():
-        raise RunError(
-            "is a run directory without its run.json",
-            where=str(path),
-            cure="It is damaged: copy it again, or train again.",
-        )
 
 
 def none_readable(work: Work) -> DataError:

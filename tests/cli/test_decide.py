@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cxrlt_cli.artifacts import LOGIT, RunDir, read_predictions
 from cxrlt_cli.commands import predict
 from cxrlt_cli.commands.decide import after_training
 from cxrlt_cli.commands.opening import open_run, stamp
-from cxrlt_cli.commands.run_decisions import decisions_of, judged
+from cxrlt_cli.commands.run_decisions import Asked, decisions_of, judged
 from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.decisions import cross_fitted, fit_decisions, read_decisions
 from cxrlt_cli.events import Event, Notice
@@ -184,10 +185,33 @@ def test_a_damaged_file_is_an_error_with_its_cure(cxrlt: Cxrlt, run: RunDir, ima
     assert cxrlt("predict", run.path, images).code == 0
 
 
+def test_damaged_predictions_are_an_error_where_they_are_needed(cxrlt: Cxrlt, run: RunDir, images: Path) -> None:
+    run.predictions("dev").write_bytes(b"PAR1 no more")
+    done = cxrlt("decide", run.path)
+    assert done.code == 5
+    assert "dev.parquet: cannot be read" in done.err
+    assert cxrlt("predict", run.path, images, "--threshold", "prevalence").code == 5
+    plain = cxrlt("predict", run.path, images, "--json")
+    assert plain.code == 0
+    assert "dev.parquet: cannot be read" in plain.err
+    assert plain.json["fitted_on"] is None
+
+
+def test_what_was_decided_outlives_other_views(cxrlt: Cxrlt, run: RunDir) -> None:
+    cxrlt("decide", run.path, "--calibration", "beta", "--threshold", "target-recall=0.8")
+    stamp(run.predictions("dev"), open_run(run.path).card, "flip")
+    made, events = events_of(run)
+    assert not events
+    for one in (made, read_decisions(run.decisions)):
+        assert (one.calibration.method, one.rule) == ("beta", "target-recall=0.8")
+        assert one.provenance["tta"] == "flip"
+
+
 def test_another_augmentation_has_its_own_where_dev_was_predicted_with_it(run: RunDir, prepared: Prepared) -> None:
     plain, _ = events_of(run)
     fallen, (notice,) = events_of(run, tta="flip")
     assert "test-time augmentation 'none'" in notice.text
+    assert f"`cxrlt predict {run.path} --split dev --tta flip`" in notice.text
     np.testing.assert_array_equal(fallen.thresholds, plain.thresholds)
     factories.write_logits(run, prepared, "dev", seed=9)
     run.predictions("dev").rename(run.predictions("dev", "flip"))
@@ -201,12 +225,30 @@ def test_another_augmentation_has_its_own_where_dev_was_predicted_with_it(run: R
 
 def test_a_dataset_of_ones_own_can_teach_them(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:
     other = factories.make_dataset(tmp_path / "other", count=80, seed=5)
-    assert cxrlt("decide", run.path, "--data", other.path).code == 5  # not predicted yet
+    early = cxrlt("decide", run.path, "--data", other.path)
+    assert early.code == 5  # not predicted yet
+    assert f"--split dev --data {other.path}`" in early.err
     assert cxrlt("predict", run.path, "--split", "dev", "--data", other.path).code == 0
     done = cxrlt("decide", run.path, "--data", other.path, "--json")
     assert done.code == 0, done.err
     assert done.json["fitted_on"]["dataset"] == other.content_hash
     assert done.json["fitted_on"]["images"] == 20
+
+
+def test_those_of_ones_own_images_are_not_quietly_given_up(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:
+    other = factories.make_dataset(tmp_path / "other", count=80, seed=5)
+    cxrlt("predict", run.path, "--split", "dev", "--data", other.path)
+    cxrlt("decide", run.path, "--data", other.path)
+    before = run.decisions.read_bytes()
+    shutil.copy(run.predictions("dev"), run.predictions("dev", "flip"))
+    for options in ({"tta": "flip"}, {"tta": "flip", "asked": Asked(threshold="0.3")}):
+        found, (notice,) = events_of(run, **options)
+        assert found.provenance["dataset"] == other.content_hash
+        assert "`cxrlt decide` was given" in notice.text
+    found, (notice,) = events_of(run, asked=Asked(threshold="prevalence"))  # takes labels, and theirs are not here
+    assert found.provenance["dataset"] == open_run(run.path).card.dataset
+    assert "not on the images that `cxrlt decide` was given" in notice.text
+    assert run.decisions.read_bytes() == before
 
 
 def test_dev_is_judged_across_patients_and_other_splits_as_kept(run: RunDir, prepared: Prepared) -> None:
@@ -289,6 +331,21 @@ def test_another_calibration_or_threshold_is_for_the_call_only(cxrlt: Cxrlt, run
     assert run.decisions.read_bytes() == before
 
 
+def test_what_is_not_asked_for_is_as_the_run_keeps_it(cxrlt: Cxrlt, run: RunDir, images: Path) -> None:
+    cxrlt("decide", run.path, "--calibration", "beta", "--threshold", "prevalence")
+    kept = read_decisions(run.decisions)
+    for options, expected in (
+        (["--threshold", "target-recall=0.9"], ("beta", "target-recall=0.9")),
+        (["--calibration", "temperature"], ("temperature", "prevalence")),
+        (["--threshold", "0.3"], ("beta", "0.3")),
+    ):
+        data = cxrlt("predict", run.path, images, *options, "--json").json
+        assert (data["calibration"], data["threshold_rule"]) == expected
+        if expected[0] == "beta":
+            right = kept.calibrated(np.array(data["logit"]) - np.arange(4))
+            np.testing.assert_allclose(data["posterior"], right, rtol=1e-6)
+
+
 def test_what_is_asked_for_and_cannot_be_made_is_an_error(cxrlt: Cxrlt, run: RunDir, images: Path) -> None:
     run.predictions("dev").unlink()
     done = cxrlt("predict", run.path, images, "--calibration", "beta")
@@ -322,6 +379,14 @@ def test_a_stated_prevalence_moves_posteriors_and_thresholds(cxrlt: Cxrlt, run: 
     np.testing.assert_allclose(columns(after, ".posterior"), moved.calibrated(log_odds_of(after)), rtol=1e-9)
     np.testing.assert_array_equal(columns(after, ".decision"), moved.decide(moved.calibrated(log_odds_of(after))))
     assert (columns(after, ".posterior")[:, 2:] > columns(before, ".posterior")[:, 2:]).all()
+    (line,) = [
+        line
+        for line in cxrlt("predict", run.path, images, "--target-prevalence", "mass=0.5").out.splitlines()
+        if line.startswith("mass ")
+    ]
+    only = own.under([np.nan, np.nan, 0.5, np.nan])
+    shown = [own.prevalence[2], only.prevalence[2], own.thresholds[2], only.thresholds[2]]
+    assert line.split() == ["mass", *(f"{number:.4f}" for number in shown)]
 
 
 @pytest.mark.parametrize(

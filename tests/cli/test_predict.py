@@ -154,6 +154,17 @@ def test_people_see_the_findings_of_the_first_images(cxrlt: Cxrlt, run: RunDir, 
     assert "findings (posterior >= 0.5)" in done.out
 
 
+def test_an_image_with_everything_does_not_fill_the_screen(cxrlt: Cxrlt, tmp_path: Path) -> None:
+    classes = [f"finding {number}" for number in range(9)]
+    prepared = factories.make_dataset(tmp_path / "data", count=COUNT, classes=classes)
+    run = factories.make_run(tmp_path / "run", prepared)
+    done = cxrlt("predict", run.path, "--split", "test", "--calibration", "none", "--threshold", "1e-300")
+    assert done.code == 0, done.err
+    line = next(line for line in done.out.splitlines() if line.startswith("image_"))
+    assert "and 3 more" in line
+    assert line.count("finding") == 6
+
+
 def test_a_loss_without_a_link_is_said_to_have_none(
     cxrlt: Cxrlt, prepared: Prepared, images: Path, tmp_path: Path
 ) -> None:
@@ -226,6 +237,22 @@ def test_a_path_that_does_not_exist_stops_before_any_work(cxrlt: Cxrlt, run: Run
     assert "image.png: there is no such file or folder" in done.err
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_are_no_image_and_the_message_names_what_is_wanted(
+    cxrlt: Cxrlt, run: RunDir, images: Path, tmp_path: Path, whole: bool
+) -> None:
+    (tmp_path / "alone").mkdir()
+    alone = shutil.copy(run.model, tmp_path / "alone")
+    done = cxrlt("predict", run.model if whole else alone, images)
+    assert done.code == 2
+    assert "is a file of weights" in done.err
+    assert ("cxrlt predict " + str(run.path) in done.err) == whole
+    assert ("load_model" in done.err) != whole
+    folder = cxrlt("predict", tmp_path / "alone", images)
+    assert folder.code == 5
+    assert "is a run directory without its run.json" in folder.err
+
+
 # -- splits --------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +265,28 @@ def test_a_split_is_kept_in_the_run_in_the_order_of_the_manifest(cxrlt: Cxrlt, r
     assert kept.image_id == prepared.frame["image_id"].iloc[rows].tolist()
     assert kept.patient_id == prepared.frame["patient_id"].iloc[rows].tolist()
     np.testing.assert_array_equal(logits_of(pd.read_csv("out.csv")), kept.logits)
+
+
+def test_cross_fitted_predictions_of_dev_are_not_overwritten(
+    cxrlt: Cxrlt, run: RunDir, prepared: Prepared, tmp_path: Path
+) -> None:
+    info = json.loads(run.run_json.read_text())
+    run.run_json.write_text(json.dumps({**info, "kind": "retrain-head", "method": "keep-best"}))
+    factories.write_logits(run, prepared, "dev")
+    before = run.predictions("dev").read_bytes()
+    done = cxrlt("predict", run.path, "--split", "dev", "-o", "out.csv", "--json")
+    assert done.code == 0, done.err
+    assert run.predictions("dev").read_bytes() == before
+    assert "stays as it is" in done.err
+    assert "predictions" not in done.json
+    own = read_predictions(run.predictions("dev"))
+    assert (logits_of(pd.read_csv("out.csv")) != own.logits).any()  # the table is the final head's
+    assert Path(cxrlt("predict", run.path, "--split", "test", "--json").json["predictions"]).is_file()
+    for leave in (lambda path: path.unlink(), lambda path: path.write_bytes(b"damaged")):
+        leave(run.predictions("dev"))
+        again = cxrlt("predict", run.path, "--split", "dev")
+        assert "dev.parquet is not cross-fitted" in " ".join(again.err.split())
+        assert read_predictions(run.predictions("dev")).image_id == own.image_id
 
 
 def test_the_recipes_views_are_honoured(cxrlt: Cxrlt, prepared: Prepared, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,25 @@ def test_auto_tries_everything_once_chooses_and_predicts(
     assert len(choice["cross_fitted"]["by_fold"]) == 5
     for line in ("five-crop", "95 % interval", "Chosen without the patients it is scored on"):
         assert line in done.err
+
+
+def test_the_choice_has_decisions_of_its_own(
+    cxrlt: Cxrlt, run: RunDir, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = choose_tta.choose
+    monkeypatch.setattr(choose_tta, "choose", lambda *args, **more: replace(real(*args, **more), name="light"))
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json")
+    assert done.code == 0, done.err
+    assert done.json["fitted_on"]["tta"] == done.json["tta"] == "light"
+    kept = run.predictions("dev", "light")
+    by_auto, made = read_predictions(kept), read_stamp(kept)
+    assert made["tta"] == "light"
+    assert not run.predictions("dev").exists()
+    assert cxrlt("predict", run.path, "--split", "dev", "--tta", "light").code == 0
+    alone = read_predictions(kept)
+    assert (alone.image_id, alone.patient_id) == (by_auto.image_id, by_auto.patient_id)
+    np.testing.assert_allclose(by_auto.logits, alone.logits, rtol=1e-4, atol=1e-4)
+    assert read_stamp(kept) == made
 
 
 def test_the_scores_are_those_of_predictions_made_alone(
