@@ -28,7 +28,9 @@ def evaluate(
         list[Path] | None, typer.Argument(metavar="RUN", help="Run directories; default: the newest run.")
     ] = None,
     *,
-    split: Annotated[str, typer.Option(metavar="dev|test|train", help="Which images.")] = "dev",
+    split: Annotated[
+        str | None, typer.Option(metavar="dev|test|train", help="Which images of the run's dataset; default: dev.")
+    ] = None,
     tta: Annotated[
         str | None, typer.Option(metavar="NAME", help="Predictions with another test-time augmentation than the run's.")
     ] = None,
@@ -52,7 +54,9 @@ def evaluate(
     ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
     gap: Annotated[bool, typer.Option("--gap", help="How far dev flatters test, reason by reason.")] = False,
-    target: Annotated[str, typer.Option(metavar="SPLIT", help="With --gap: what the score shall hold for.")] = "test",
+    target: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="With --gap: what the score shall hold for; default: test.")
+    ] = None,
     exact_labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --gap: better labels of some or all of the images.")
     ] = None,
@@ -77,7 +81,7 @@ def evaluate(
         from cxrlt_cli.commands.evaluate import gap_run
         from cxrlt_cli.commands.evaluate.gap_inputs import Sought
 
-        sought = Sought(split, target, data, tta, exact_labels, target_prevalence)
+        sought = Sought(split or "dev", target or "test", data, tta, exact_labels, target_prevalence)
         return gap_run.run(
             runs or [],
             sought,
@@ -88,10 +92,13 @@ def evaluate(
             tables=(predictions, labels, train_labels),
             emit=emit,
         )
+    command.refuse(
+        "--gap", {"--target": target, "--exact-labels": exact_labels, "--target-prevalence": target_prevalence}
+    )
     if predictions is None and labels is None and train_labels is None:
         return command.run(
             runs or [],
-            split=split,
+            split=split or "dev",
             absent=absent,
             resamples=resamples,
             seed=seed,
@@ -100,6 +107,7 @@ def evaluate(
             report=wanted,
             emit=emit,
         )
+    command.refuse("a run", {"--split": split, "--tta": tta, "--data": data})
     files = command.files_of(predictions, labels, train_labels, runs or [])
     return command.run_files(files, absent=absent, resamples=resamples, seed=seed, report=wanted, emit=emit)
 

@@ -9,7 +9,7 @@ from typing import Any
 from cxrlt_cli.bootstrap import Difference, bias_note
 from cxrlt_cli.report.contents import Contrast, Judged, Ran
 from cxrlt_cli.report.evaluation import HEADLINE, RANGES, figure_of
-from cxrlt_cli.report.page import page
+from cxrlt_cli.report.page import page, spread
 
 
 def render(judged: Sequence[Judged], contrasts: Sequence[Contrast], ran: Ran) -> str:
@@ -59,6 +59,7 @@ def _classes(judged: Sequence[Judged], contrasts: Sequence[Contrast]) -> list[di
             "name": name,
             "group": owner.result.group[c],
             "positives": owner.result.positives[c],
+            "here": spread(one.result.positives[one.classes.index(name)] for one in judged if name in one.classes),
             "figures": [_ap(one, name) for one in judged],
             "differences": [_class_difference(one, name) for one in contrasts],
         }

@@ -102,10 +102,9 @@ class Panel:
         foot = _HEIGHT - _BOTTOM
         upright = "".join(f"M{self.x(tick)} {_TOP}V{foot}" for tick in self.across.ticks)
         level = "".join(f"M{_LEFT} {self.y(tick)}H{_WIDTH - _RIGHT}" for tick in self.up.ticks)
-        anchors = ["start", *["middle"] * len(self.across.ticks)]  # the first shares its corner
         below = (
-            f'<text x="{self.x(tick)}" y="{foot + 12}" text-anchor="{anchor}">{_tick(tick)}</text>'
-            for tick, anchor in zip(self.across.ticks, anchors, strict=False)
+            f'<text x="{self.x(tick)}" y="{foot + 13}" text-anchor="middle">{_tick(tick)}</text>'
+            for tick in self.across.ticks
         )
         beside = (
             f'<text x="{_LEFT - 4}" y="{float(self.y(tick)) + 3:.0f}" text-anchor="end">{_tick(tick)}</text>'

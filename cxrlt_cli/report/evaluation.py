@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,7 +89,7 @@ def render(
         judged=judged,
         ran=ran,
         headline=_headline(judged),
-        moved=bias_note(_biases(judged)),
+        moved=_moved([judged.replicates.overall, *judged.replicates.groups.values()] if judged.replicates else []),
         groups=_groups(judged),
         worth=None if worth is None else section(worth),
         undefined=judged.result.undefined.get("ap", ()),
@@ -102,6 +102,7 @@ def render(
         side=pictures.side if pictures else 0,
         heated=bool(pictures and pictures.heated),
         parts=[_part(part) for part in judged.parts],
+        parts_moved=_moved([part.replicates.overall for part in judged.parts if part.replicates]),
     )
 
 
@@ -121,11 +122,9 @@ def _headline(judged: Judged) -> list[dict[str, Any]]:
 _CALIBRATED = ("macro_f1_at_half", "ece", "macro_ece")
 
 
-def _biases(judged: Judged) -> list[float]:
-    """Of every mAP of the page that has an interval: of all classes, of groups, of subsets."""
-    drawn = [part.replicates.overall for part in judged.parts if part.replicates]
-    drawn += [judged.replicates.overall, *judged.replicates.groups.values()] if judged.replicates else []
-    return [float(averages["macro_ap"].bias) for averages in drawn]
+def _moved(averages: Sequence[Mapping[str, Resampled]]) -> str:
+    """Why these mAPs may stand above their intervals, where they do."""
+    return bias_note(float(drawn["macro_ap"].bias) for drawn in averages)
 
 
 def _groups(judged: Judged) -> list[dict[str, Any]]:

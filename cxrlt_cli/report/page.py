@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: f"{value:,}"
-    environment.filters["percent"] = lambda value, digits=1: f"{value:.{digits}%}"
+    environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}\u00a0%"
     environment.filters["figure"] = figure
     environment.filters["p"] = p_text
     environment.filters["signed"] = lambda value, digits=3: figure(value, digits, "+")
@@ -42,6 +43,12 @@ def _environment() -> Environment:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals.update(sort_script=Markup(script), sort_digest=digest)
     return environment
+
+
+def spread(counts: Iterable[int]) -> str:
+    """The counts of several runs: one number where they agree, else the least and the most of them."""
+    ordered = sorted(counts)
+    return f"{ordered[0]:,}" if ordered[0] == ordered[-1] else f"{ordered[0]:,} to {ordered[-1]:,}"
 
 
 def figure(value: float, digits: int = 3, sign: str = "") -> str:

@@ -272,7 +272,7 @@ def _cell(row: int, column: int, value: float, pair: tuple[str, str], width: flo
     return (
         f'<rect class="{kind}" x="{column * width:.2f}%" y="{_HEAD + row * _CELL}" width="{width * 0.92:.2f}%" '
         f'height="{_CELL - 1}" fill-opacity="{strength:.2f}">'
-        f"<title>{escape(pair[0])} \u2192 {escape(pair[1])}: {value:.1%}</title></rect>"
+        f"<title>{escape(pair[0])} \u2192 {escape(pair[1])}: {100 * value:.1f} %</title></rect>"
     )
 
 

@@ -189,6 +189,7 @@ def test_a_run_of_a_fold_is_evaluated_on_its_own_dev_images(cxrlt: Cxrlt, tmp_pa
     done = cxrlt("evaluate", run.path, "--json")
     assert done.code == 0, done.err
     assert done.json["runs"][0]["images"] == len(made.image_id) == len(prepared.rows("dev", fold=2))
+    assert ", on dev (fold 2) of data: 20 images" in cxrlt("evaluate", run.path, "--resamples", 0).out
 
 
 # -- predictions that are not there --------------------------------------------------------------------------------
@@ -292,7 +293,9 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(cxrlt: Cxrlt, run: RunDi
 
 
 def test_runs_on_different_images_are_flagged(cxrlt: Cxrlt, tmp_path: Path) -> None:
-    prepared = factories.make_dataset(tmp_path / "data", count=60, folds=2)
+    labels = np.zeros((60, 4), np.int8)
+    labels[:8], labels[20:23, 0] = 1, 1  # of "effusion" 5 in fold 0 and 6 in fold 1
+    prepared = factories.make_dataset(tmp_path / "data", count=60, folds=2, labels=labels)
     runs = []
     for fold in (0, 1):
         made = factories.make_run(tmp_path / f"fold{fold}", prepared, weights=False, data={"fold": fold})
@@ -302,6 +305,10 @@ def test_runs_on_different_images_are_flagged(cxrlt: Cxrlt, tmp_path: Path) -> N
     assert "warning: the runs were evaluated on different images" in done.err
     assert done.json["same_images"] is False
     assert done.json["comparisons"] == []
+    assert cxrlt("evaluate", *runs, "--report", "both.html").code == 0
+    shown = cxrlt("evaluate", *runs).out
+    for text in (shown, re.sub("<[^>]*>", " ", Path("both.html").read_text(encoding="utf-8"))):
+        assert re.search(r"effusion +head +5 to 6 ", text)
 
 
 def test_runs_with_different_classes_leave_gaps(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:
@@ -311,7 +318,8 @@ def test_runs_with_different_classes_leave_gaps(cxrlt: Cxrlt, run: RunDir, tmp_p
     factories.write_logits(second, other, "dev")
     done = cxrlt("evaluate", run.path, second.path)
     assert done.code == 0, done.err
-    cells = {line.split()[0]: line.split() for line in done.out.splitlines() if line.strip()}
+    rows = [re.split(" {2,}", line.strip()) for line in done.out.splitlines()]
+    cells = {row[0]: row for row in rows}
     assert len(cells["effusion"]) == 5
     assert len(cells["goiter"]) == len(cells["nodule"]) == 4
     assert "difference" not in done.out
@@ -371,6 +379,24 @@ def test_runs_are_compared_with_the_first_in_pairs(cxrlt: Cxrlt, run: RunDir, se
     ps = sorted((row["p"], row["p_holm"]) for row in rows.values() if row["p"] is not None)
     assert ps[0][1] == pytest.approx(min(1, 3 * ps[0][0]))  # three classes have positives
     assert rows["hernia"] == dict.fromkeys(("value", "low", "high", "p", "detectable", "p_holm"))
+
+
+def test_differences_of_hardly_any_positives_stay_between_minus_1_and_1(cxrlt: Cxrlt, tmp_path: Path) -> None:
+    labels = np.zeros((COUNT, 2), np.int8)
+    labels[::2, 0] = labels[4, 1] = labels[13, 1] = 1  # two patients of dev
+    prepared = factories.make_dataset(tmp_path / "data", count=COUNT, classes=("effusion", "hernia"), labels=labels)
+    for name, of_hernia in (("first", (9, -9)), ("second", (-9, 8))):
+        run = factories.make_run(tmp_path / name, prepared, weights=False)
+        made = factories.write_logits(run, prepared, "dev")
+        made.logits[labels[prepared.rows("dev"), 1] == 1, 1] = of_hernia
+        write_predictions(run.predictions("dev"), made)
+    asked = ("evaluate", "first", "second", "--resamples", 100)
+    (compared,) = cxrlt(*asked, "--json").json["comparisons"]
+    found = compared["classes"][1]["ap"]
+    assert -1 == found["low"] < found["value"] < found["high"] == 1
+    assert found["detectable"] > 1
+    shown = next(line for line in cxrlt(*asked).out.splitlines() if line.startswith("hernia"))
+    assert re.search(r"\[-1\.00, 1\.00\] +>1 ", shown)
 
 
 def test_a_run_and_its_copy_do_not_differ(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -114,14 +115,17 @@ def test_patients_that_lost_their_digits_are_not_used(cxrlt: Cxrlt, files: list[
     assert done.json["runs"][0]["patients"] == COUNT
 
 
-@pytest.mark.parametrize("form", ["parquet", "tsv", "gz"])
+@pytest.mark.parametrize("form", ["parquet", "frame", "tsv", "gz"])
 def test_other_forms_give_the_same(cxrlt: Cxrlt, files: list[Any], tmp_path: Path, form: str) -> None:
     expected = cxrlt(*files, "--json").json["runs"][0]["overall"]
     header, *rows = csv.reader(files[2].read_text().splitlines())
-    path = tmp_path / f"other.{'csv.gz' if form == 'gz' else form}"
+    path = tmp_path / f"other.{({'gz': 'csv.gz', 'frame': 'parquet'}).get(form, form)}"
     if form == "parquet":
         columns = {name: [row[c] if c == 0 else float(row[c]) for row in rows] for c, name in enumerate(header)}
         pq.write_table(pa.table(columns), path)
+    elif form == "frame":  # with the row numbers that pandas keeps of a table that was sorted or filtered
+        pd.read_csv(files[2]).sort_values("image_id").to_parquet(path)
+        assert "__index_level_0__" in pq.read_schema(path).names
     elif form == "tsv":
         path.write_text("\n".join("\t".join(row) for row in [header, *rows]))
     else:
@@ -247,6 +251,13 @@ def test_runs_and_tables_do_not_mix(cxrlt: Cxrlt, files: list[Any], tmp_path: Pa
     done = cxrlt(*files, tmp_path)
     assert done.code == 2
     assert "takes the place of runs" in done.err
+
+
+@pytest.mark.parametrize("option", ["--split=dev", "--tta=flip", "--data=made"])
+def test_options_of_runs_are_refused(cxrlt: Cxrlt, files: list[Any], option: str) -> None:
+    done = cxrlt(*files, option)
+    assert done.code == 2
+    assert f"{option.partition('=')[0]} goes with a run only" in done.err
 
 
 def test_no_heavy_library_is_loaded(files: list[Any], tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import factories
 import numpy as np
 import pytest
 
-from cxrlt_cli.artifacts import RunDir
+from cxrlt_cli.artifacts import RunDir, write_predictions
 from cxrlt_cli.data.manifest import Prepared
 
 Cxrlt = Callable[..., Any]
@@ -59,6 +61,21 @@ def test_other_predictions_have_a_report_of_their_own(cxrlt: Cxrlt, run: RunDir)
     assert "fitted on dev" in (run.path / "report.test.html").read_text(encoding="utf-8")
 
 
+def test_it_says_what_was_chosen_on_these_images(cxrlt: Cxrlt, run: RunDir, prepared: Prepared, tmp_path: Path) -> None:
+    def said(*arguments: str | Path) -> list[str]:
+        assert evaluate(cxrlt, run.path, *arguments, "--report", "a.html").code == 0
+        return re.findall(r"[\w ]+ chosen on these images", Path("a.html").read_text(encoding="utf-8"))
+
+    assert said() == ["The epoch was chosen on these images"]
+    assert said("--split", "test") == []
+    other = factories.make_dataset(tmp_path / "other", count=80)
+    write_predictions(run.predictions(f"dev-{other.content_hash[:12]}"), factories.write_logits(run, other, "dev"))
+    assert said("--data", other.path) == []
+    factories.write_logits(run, prepared, "dev")
+    run.run_json.write_text(json.dumps({**run.info(), "average": {"kind": "swa", "epochs": [1, 2]}}))
+    assert said() == []
+
+
 def test_a_report_can_go_elsewhere_or_nowhere(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:
     assert evaluate(cxrlt, run.path, "--report", tmp_path / "new" / "a.html").code == 0
     assert "<h1>" in (tmp_path / "new" / "a.html").read_text(encoding="utf-8")
@@ -90,6 +107,7 @@ def test_tables_of_other_programs_have_a_report(cxrlt: Cxrlt) -> None:
     text = Path("a.html").read_text(encoding="utf-8")
     assert "The images are not at hand" in text
     assert "Patients are not known" in text
+    assert "No training table was given" in text
     assert "&lt;i&gt;mass" in text
     assert "<u>" not in text
 
@@ -126,10 +144,8 @@ def test_heat_maps_stand_beside_the_pictures(cxrlt: Cxrlt, prepared: Prepared, t
 def test_an_ensemble_has_no_heat_maps(cxrlt: Cxrlt, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     from cxrlt_cli.commands.evaluate import html
 
-    class Opened:
-        dir = RunDir(run.path / "without")
-
-    monkeypatch.setattr(html, "open_run", lambda path: Opened)
+    opened = replace(html.open_run(run.path), dir=RunDir(run.path / "without"))
+    monkeypatch.setattr(html, "open_run", lambda path: opened)
     monkeypatch.setattr(html, "place_of", lambda of, asked: run.report)
     done = evaluate(cxrlt, run.path, "--heatmaps")
     assert done.code == 2

@@ -161,6 +161,7 @@ def test_epochs_that_cannot_be_used(harm: str, cxrlt: Cxrlt, run: RunDir) -> Non
     [
         (("--resamples", "1"), "1 resamples are too few for --gap"),
         (("--split", "test"), "'test' is on both sides of the gap"),
+        (("--target", "tset"), "there is no split 'tset'"),
         (("--target", "dev"), "'dev' is on both sides of the gap\nGive two different splits."),
         (("second",), "--gap takes one run"),
         (("--labels", "exact.csv"), "--gap is about a run"),
@@ -171,6 +172,13 @@ def test_what_is_refused(arguments: tuple[str, ...], message: str, cxrlt: Cxrlt,
     done = cxrlt("evaluate", run.path, *arguments, "--gap")
     assert done.code == 2
     assert message in done.err
+
+
+@pytest.mark.parametrize("option", ["--target=test", "--exact-labels=exact.csv", "--target-prevalence=estimate"])
+def test_its_options_are_refused_without_it(option: str, cxrlt: Cxrlt, run: RunDir) -> None:
+    done = cxrlt("evaluate", run.path, option)
+    assert done.code == 2
+    assert f"{option.partition('=')[0]} goes with --gap only" in done.err
 
 
 def test_the_report_of_the_run_shows_the_waterfalls(cxrlt: Cxrlt, run: RunDir) -> None:

@@ -146,4 +146,4 @@ def test_a_map_draws_every_known_cell() -> None:
     page = Page(drawing)
     assert page.tags.count("rect") == 2
     assert 'fill-opacity="0.50"' in drawing
-    assert "a \u2192 &lt;b&gt;: 25.0%" in drawing
+    assert "a \u2192 &lt;b&gt;: 25.0 %" in drawing

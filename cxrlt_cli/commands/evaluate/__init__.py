@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from cxrlt_cli.errors import UsageError
 from cxrlt_cli.events import Emit, Notice, Result, silent
 from cxrlt_cli.metrics import Absent
 
-__all__ = ["Files", "Predicted", "Scored", "Settings", "Wanted", "evaluated", "files_of", "run", "run_files"]
+__all__ = ["Files", "Predicted", "Scored", "Settings", "Wanted", "evaluated", "files_of", "refuse", "run", "run_files"]
 
 
 def run(
@@ -72,6 +72,17 @@ def evaluated(runs: Sequence[Path], asked: Asked, settings: Settings, emit: Emit
     if not same_images(scored):
         emit(Notice("the runs were evaluated on different images: differences between them mean little", "warning"))
     return scored
+
+
+def refuse(needed: str, options: Mapping[str, object]) -> None:
+    """Make sure that options which mean something with ``needed`` only were not given without it.
+
+    Raises:
+        UsageError: the name of one that was.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"{name} goes with {needed} only", cure="Leave it out.")
 
 
 def files_of(predictions: Path | None, labels: Path | None, train: Path | None, runs: Sequence[Path]) -> Files:

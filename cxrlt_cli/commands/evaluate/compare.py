@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
-from cxrlt_cli.bootstrap import Difference, holm, paired
+from cxrlt_cli.bootstrap import Difference, Resampled, holm, paired
 from cxrlt_cli.commands.evaluate.scored import Array, Scored
 
 #: Figures whose differences are tested, for all classes and for each of them.
@@ -71,7 +72,7 @@ def _overall(first: Scored, second: Scored, name: str) -> Difference:
     assert first.replicates is not None
     assert second.replicates is not None
     reps = first.replicates.overall[name], second.replicates.overall[name]
-    return paired(first.result.overall[name], second.result.overall[name], *reps)
+    return _paired(first.result.overall[name], second.result.overall[name], *reps)
 
 
 def _group(first: Scored, second: Scored, group: str) -> dict[str, Difference]:
@@ -80,7 +81,7 @@ def _group(first: Scored, second: Scored, group: str) -> dict[str, Difference]:
     mine, theirs = first.result.groups[group], second.result.groups[group]
     reps = first.replicates.groups[group], second.replicates.groups[group]
     names = [name for name in OVERALL if name in mine]
-    return {name: paired(mine[name], theirs[name], reps[0][name], reps[1][name]) for name in names}
+    return {name: _paired(mine[name], theirs[name], reps[0][name], reps[1][name]) for name in names}
 
 
 def _of_classes(first: Scored, second: Scored, name: str, classes: Sequence[str]) -> Difference:
@@ -90,4 +91,10 @@ def _of_classes(first: Scored, second: Scored, name: str, classes: Sequence[str]
         order = [one.of.classes.index(wanted) for wanted in classes]
         values.append(np.asarray(one.result.per_class[name])[order])
         reps.append(one.replicates.per_class[name][order])
-    return paired(values[0], values[1], reps[0], reps[1])
+    return _paired(values[0], values[1], reps[0], reps[1])
+
+
+def _paired(first: npt.ArrayLike, second: npt.ArrayLike, reps: Resampled, others: Resampled) -> Difference:
+    """The difference; all figures compared lie between 0 and 1, so its interval is cut at -1 and 1."""
+    found = paired(first, second, reps, others)
+    return replace(found, low=np.maximum(found.low, -1)[()], high=np.minimum(found.high, 1)[()])

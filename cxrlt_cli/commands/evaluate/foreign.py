@@ -16,6 +16,8 @@ from cxrlt_cli.contracts import UNKNOWN
 from cxrlt_cli.errors import DataError
 from cxrlt_cli.events import Emit, Notice
 
+#: Where groups are from when no training table is given.
+LABELS_EVALUATED = "the labels evaluated"
 #: What ``cxrlt predict`` adds to the name of a class.
 _LOGIT, _POSTERIOR, _DECISION = ".logit", ".posterior", ".decision"
 #: Columns of a prediction table that are no classes.
@@ -215,7 +217,7 @@ def _frequency(
     train: Path | None, truth: npt.NDArray[np.int8], classes: Sequence[str], emit: Emit
 ) -> tuple[Array, Array, str]:
     """Prevalence (C,), positives (C,) and where both are from."""
-    counted, source = truth, "the labels evaluated"
+    counted, source = truth, LABELS_EVALUATED
     if train is not None:
         known = labels_of(read_sheet(train))
         missing = [name for name in classes if name not in known]

@@ -14,6 +14,7 @@ from cxrlt_cli.commands.evaluate.gap_show import Found, blocks, everything, wort
 from cxrlt_cli.commands.evaluate.of_run import Asked
 from cxrlt_cli.commands.evaluate.scored import Settings, score
 from cxrlt_cli.commands.opening import open_run
+from cxrlt_cli.data.manifest import SPLITS
 from cxrlt_cli.errors import DataError, UsageError
 from cxrlt_cli.events import Emit, Finished, Result, Started, silent
 from cxrlt_cli.gap import FEWEST, FIGURES, Gap, Judged, gap, judged_classes, point
@@ -81,6 +82,10 @@ def explained(
     if sought.split == sought.target:
         raise UsageError(
             f"{sought.target!r} is on both sides of the gap", where="--target", cure="Give two different splits."
+        )
+    if sought.target not in SPLITS:
+        raise UsageError(
+            f"there is no split {sought.target!r}", where="--target", cure=f"Choose from {', '.join(SPLITS)}."
         )
     opened = open_run(runs[0] if runs else None)
     known = gathered(opened, sought, emit)

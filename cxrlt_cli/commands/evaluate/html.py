@@ -13,6 +13,7 @@ import numpy as np
 from cxrlt_cli import __version__
 from cxrlt_cli.artifacts import RunDir, write_text
 from cxrlt_cli.commands.evaluate.compare import Comparison
+from cxrlt_cli.commands.evaluate.foreign import LABELS_EVALUATED
 from cxrlt_cli.commands.evaluate.of_run import Asked
 from cxrlt_cli.commands.evaluate.scored import Predicted, Scored, Settings, Subset
 from cxrlt_cli.commands.opening import open_run
@@ -242,8 +243,23 @@ def _recipe(run: Path) -> str:
 
 
 def _remarks(scored: Sequence[Scored], split: str) -> list[str]:
-    chosen = split == "dev" and any("run" in one.of.about for one in scored)
-    return ["The epoch was chosen on these images, so the figures are a little too good."] if chosen else []
+    chosen = dict.fromkeys(_chosen_here(one.of) for one in scored if split == "dev" and one.of.images is not None)
+    found = [f"{what} chosen on these images, so the figures are a little too good." for what in chosen if what]
+    if any(one.of.about.get("groups_from") == LABELS_EVALUATED for one in scored):
+        found.append("No training table was given: whatever is said of training here goes by the labels evaluated.")
+    return found
+
+
+def _chosen_here(of: Predicted) -> str:
+    """What was chosen by its score on dev of the run's own dataset, as the start of a sentence; empty for nothing."""
+    assert of.images is not None
+    run = open_run(Path(of.path))
+    if of.images.prepared.content_hash != run.card.dataset:
+        return ""
+    if run.ensemble is not None:  # its own weights are judged out of fold
+        return "The epochs of the members were"
+    averaged = run.info.get("average")
+    return "" if averaged and averaged["kind"] == "swa" else "The epoch was"
 
 
 def _warnings(scored: Sequence[Scored], split: str) -> list[str]:

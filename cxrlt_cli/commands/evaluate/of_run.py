@@ -198,7 +198,9 @@ def _columns(
 
 def _title(run: OpenRun, prepared: Prepared, split: str, images: int, tta: str) -> str:
     views = "" if tta == "none" else f", test-time augmentation {tta!r}"
-    return f"{run.dir.path}, {run.made}, on {split} of {prepared.name}: {images:,} images{views}"
+    folds = split != "test" and run.recipe.data.fold is not None and "fold" in prepared.frame
+    part = f"{split} (fold {run.recipe.data.fold})" if folds else split
+    return f"{run.dir.path}, {run.made}, on {part} of {prepared.name}: {images:,} images{views}"
 
 
 def _about(run: OpenRun, prepared: Prepared, tta: str, how: str, decisions: Decisions | None) -> dict[str, object]:

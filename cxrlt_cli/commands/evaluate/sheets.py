@@ -63,7 +63,7 @@ def read_sheet(path: Path) -> Sheet:
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error, ValueError) as error:
         cure = "Give a table in CSV or Parquet."
         raise DataError(f"cannot be read: {error}", where=str(path), cure=cure) from error
-    repeated = [name for name, times in Counter(header).items() if times > 1]
+    repeated = [name for name, times in Counter(header).items() if name and times > 1]
     if repeated:
         raise DataError(f"has two columns called {repeated[0]!r}", where=str(path), cure="Rename one of them.")
     if not rows or not rows[0]:
@@ -98,7 +98,8 @@ def _parquet(path: Path) -> tuple[list[str], list[list[str]]]:
     with pq.ParquetFile(path) as file:  # an ArrowException is a ValueError or an OSError
         table = file.read()
     cells = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
-    return list(table.column_names), cells
+    # pandas writes row numbers under this name; in CSV they have none
+    return ["" if name.startswith("__index_level_") else name for name in table.column_names], cells
 
 
 def _id_column(columns: dict[str, list[str]], path: Path) -> str:

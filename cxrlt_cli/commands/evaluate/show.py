@@ -10,6 +10,7 @@ from cxrlt_cli.commands.evaluate.compare import Comparison
 from cxrlt_cli.commands.evaluate.scored import Scored
 from cxrlt_cli.events import Table
 from cxrlt_cli.metrics import ALL_GROUPS, RARE, Evaluation
+from cxrlt_cli.report.page import spread
 
 _RANGES = {"head": "head, > 10 %", "medium": "medium, 1-10 %", "tail": "tail, < 1 %", "rare": f"rare, < {RARE} here"}
 #: Heading of a column -> name of the figure.
@@ -39,7 +40,7 @@ def number(value: float, digits: int = 3) -> str:
     if math.isnan(value):
         return "-"
     text = f"{value:.{digits}f}"
-    text = text[:-1] if float(text) == 1 else text
+    text = text[:-1] if abs(float(text)) == 1 else text
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
@@ -97,7 +98,8 @@ def _interval_note(scored: Sequence[Scored], groups: Sequence[str] = ()) -> str:
         return ""
     shown = [averages["macro_ap"] for reps in drawn for averages in (reps.overall, *(reps.groups[g] for g in groups))]
     moved = bias_note(float(one.bias) for one in shown)
-    note = f"In brackets: 95 % intervals from {drawn[0].resamples:,} resamples of {drawn[0].patients:,} patients."
+    patients = spread(reps.patients for reps in drawn)
+    note = f"In brackets: 95 % intervals from {drawn[0].resamples:,} resamples of {patients} patients."
     return f"{note}\n{moved}".rstrip()
 
 
@@ -195,9 +197,7 @@ def _side_by_side(scored: Sequence[Scored], names: Sequence[str], split: str) ->
         if one.of.about.get("tta", "none") != "none"
     ]
     note = _interval_note(scored) + (f" Test-time augmentation: {', '.join(views)}." if views else "")
-    images = sorted({one.result.images for one in scored})
-    count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    title = f"{len(scored)} runs on {split}, {count} images"
+    title = f"{len(scored)} runs on {split}, {spread(one.result.images for one in scored)} images"
     return Table(("run", *_COMPARED), tuple(rows), title=title, note=note.strip())
 
 
@@ -217,7 +217,9 @@ def _differences(compared: Sequence[Comparison], names: Sequence[str]) -> Table:
 def _difference(found: Difference) -> tuple[str, str]:
     sign = "+" if found.value > 0 else ""
     # a dash between two signed numbers reads badly
-    return f"{sign}{number(found.value)} [{number(found.low)}, {number(found.high)}]", number(found.detectable)
+    # no difference of figures between 0 and 1 is larger than 1
+    detectable = ">1" if found.detectable > 1 else number(found.detectable)
+    return f"{sign}{number(found.value)} [{number(found.low)}, {number(found.high)}]", detectable
 
 
 def _class_difference(one: Comparison, names: Sequence[str]) -> Table:
@@ -250,8 +252,10 @@ def _class_comparison(scored: Sequence[Scored], names: Sequence[str]) -> Table:
             owners.setdefault(one.result.classes[c], one.result)
     rows = []
     for name, owner in owners.items():
-        c = owner.classes.index(name)
-        rows.append((name, owner.group[c], f"{owner.positives[c]:,}", *(_ap_of(one.result, name) for one in scored)))
+        having = [one.result for one in scored if name in one.result.classes]
+        positives = spread(one.positives[one.classes.index(name)] for one in having)
+        group = owner.group[owner.classes.index(name)]
+        rows.append((name, group, positives, *(_ap_of(one.result, name) for one in scored)))
     return Table(("AP by class", "group", "pos.", *names), tuple(rows))
 
 
