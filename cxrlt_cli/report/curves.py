@@ -174,7 +174,7 @@ def long_tail(rows: Sequence[Rare]) -> str:
     """
     least = min((row.share for row in rows if row.share > 0), default=0.001)
     first = 10.0 ** math.floor(math.log10(min(least, 0.01)) + 1e-9)
-    first = min(first, least / 1.2)
+    first = min(first, least / 1.2, _EDGES[0] / 2)  # the tail has room for its name, if nothing else
 
     def x(share: float) -> float:
         return _START + (_END - _START) * math.log(max(share, first) / first) / math.log(1 / first)

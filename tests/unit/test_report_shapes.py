@@ -161,6 +161,13 @@ def test_the_long_tail_stands_in_the_order_of_prevalence() -> None:
     assert "&lt;0.05&gt;" in drawing
 
 
+def test_a_tail_without_classes_has_room_for_its_name() -> None:
+    drawing = long_tail([Rare("a", 0.3, 0.5, 0.4, 0.6, 0.3, ""), Rare("b", 0.02, 0.5, 0.4, 0.6, 0.02, "")])
+    band = re.search(r'class="band0" x="[\d.]+%" y="0" width="([\d.]+)%"', drawing)
+    assert band
+    assert float(band[1]) > 10
+
+
 def test_an_interval_is_as_wide_as_it_says() -> None:
     assert 'x="20.0%" y="4" width="50.0%"' in interval_bar(0.4, 0.2, 0.7, 0.1)
     assert interval_bar(math.nan, math.nan, math.nan) == ""

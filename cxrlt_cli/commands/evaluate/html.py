@@ -22,6 +22,7 @@ from cxrlt_cli.events import Emit, Notice
 from cxrlt_cli.report import comparison, evaluation
 from cxrlt_cli.report.contents import Contrast, Judged, Part, Pictures, Ran, Worth
 from cxrlt_cli.report.mistakes import Mistake, worst
+from cxrlt_cli.report.page import spread
 from cxrlt_cli.report.thumbnails import heated, jpegs, read_small, side_of
 
 
@@ -222,14 +223,12 @@ def _decided(made: object) -> str:
 
 
 def _settings(scored: Sequence[Scored], settings: Settings) -> list[tuple[str, str]]:
-    first = scored[0]
-    reps = first.replicates
-    intervals = f"{reps.resamples:,} resamples of {reps.patients:,} patients, seed {settings.seed}" if reps else "none"
+    patients = spread(len(set(one.of.owners)) for one in scored)
+    drawn = f"{settings.resamples:,} resamples of the patients, seed {settings.seed}" if settings.resamples else "none"
     absent = "left out" if settings.absent == "skip" else "count 0"
-    patients = len(set(first.of.owners))
     return [
-        ("images", f"{first.result.images:,} of {patients:,} patients"),
-        ("intervals", intervals),
+        ("images", f"{spread(one.result.images for one in scored)}, of {patients} patients"),
+        ("intervals", drawn),
         ("classes without positives", absent),
         ("evaluated", f"{time.strftime('%Y-%m-%d %H:%M')} by cxrlt {__version__}"),
     ]
