@@ -1,4 +1,4 @@
-"""``python -m cxrlt_cli`` is ``cxrlt``; ``torchrun -m cxrlt_cli train ...`` and the runs of a sweep start here."""
+"""``python -m cxrlt_cli`` is ``cxrlt``; the processes of a launch and the runs of a sweep start here."""
 
 import os
 import signal
@@ -9,13 +9,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """Let the kernel send SIGTERM when the sweep that started this process is killed: nothing trains on alone."""
-    if os.environ.pop("CXRLT_END_WITH_PARENT", ""):
+    """Let the kernel send SIGTERM when the sweep or launcher that started this process is killed.
+
+    Nothing trains on alone, and holds its run directory: what was done is saved, as when the signal comes by itself.
+    Linux only; elsewhere such processes go on.
+    """
+    asked = os.environ.pop("CXRLT_END_WITH_PARENT", "")
+    if asked or "TORCHELASTIC_RUN_ID" in os.environ:
         import ctypes
 
-        prctl = getattr(
-            ctypes.CDLL(None), "prctl", None
-        )  # Linux has it; elsewhere a killed sweep leaves its runs going
+        prctl = getattr(ctypes.CDLL(None), "prctl", None)
         if prctl is not None:
             prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -257,6 +257,20 @@ def test_a_killed_rank_is_started_again(workplace: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent ended")
+def test_processes_of_a_killed_launcher_save_and_end(workplace: Path) -> None:
+    """Each process holds the pipe of stderr open, so that it ends only when all of them have."""
+    child = train_in_process(workplace, "--devices", "2", "--set", "train.epochs=500")
+    until(workplace / "runs/tiny", 2)
+    child.kill()
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGKILL
+    assert "stopped and saved" in err
+    assert (workplace / "runs/tiny/last/state.json").exists()
+    assert json.loads((workplace / "runs/tiny/run.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.slow
 def test_an_error_in_several_processes_is_said_once(workplace: Path) -> None:
     child = train_in_process(workplace, "--devices", "2", "--set", "model.backbone.pretrained=absent.safetensors")
     _, err = child.communicate(timeout=180)
