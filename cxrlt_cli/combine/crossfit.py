@@ -2,12 +2,16 @@
 
 Scales, weights and the choice of the best single member are made anew in every fold. What is compared was therefore
 never fitted to the labels it is compared on, neither the ensemble nor its rivals.
+
+Scores of all folds are ranked together, so they need one level. The scale of a fold whose own patients hold many
+positives of a class was learned from fewer, and sets that class lower for all of the fold: against the truth, so that
+even one model by itself would lose average precision (Parker, Guenter and Bedo, BMC Bioinformatics 2007).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +24,9 @@ from cxrlt_cli.logistic import Array
 
 Labels = npt.NDArray[np.int8]
 
+#: Log-odds of a smaller s.d. do not differ.
+_CONSTANT = 1e-9
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CrossCombined:
@@ -29,17 +36,15 @@ class CrossCombined:
         judged: (N, C) of the ensemble.
         single: (N, C) of the single member that was best on the other folds.
         mean: (N, C) of the plain mean of posteriors.
-        members: (M, N, C) of every member, on the scale the other folds taught.
         chosen: the best single member of each of K folds.
         fold: (N,) the fold of each image.
-        combiners: of each fold, fitted on the others.
+        combiners: of each fold, fitted on the others and brought to the level of ``final``.
         final: fitted on everything.
     """
 
     judged: Array
     single: Array
     mean: Array
-    members: Array
     chosen: tuple[int, ...]
     fold: npt.NDArray[np.int64]
     combiners: tuple[Combiner, ...]
@@ -71,23 +76,52 @@ def cross_combined(
     """
     fold = patient_folds(labels, patients, folds, seed)
     owners = np.asarray(patients, dtype=object)
-    judged, single, mean = (np.empty(labels.shape) for _ in range(3))
-    members = np.empty(log_odds.shape)
     combiners, chosen = [], []
     for part in range(int(fold.max()) + 1):
-        rest, own = fold != part, fold == part
+        rest = fold != part
         teaching = owners[rest].tolist()
         made = fit_combiner(labels[rest], log_odds[:, rest], teaching, scales, method, folds=folds, seed=seed)
-        best = best_of(judge_members(Judge(labels[rest]), scaled(made.maps, log_odds[:, rest])))
-        members[:, own] = scaled(made.maps, log_odds[:, own])
-        judged[own], single[own] = made(log_odds[:, own]), members[best, own]
-        mean[own] = plain_mean(made)(log_odds[:, own])
         combiners.append(made)
-        chosen.append(best)
+        chosen.append(best_of(judge_members(Judge(labels[rest]), scaled(made.maps, log_odds[:, rest]))))
         if progress is not None:
             progress(len(combiners))
     final = fit_combiner(labels, log_odds, patients, scales, method, folds=folds, seed=seed)
-    return CrossCombined(judged, single, mean, members, tuple(chosen), fold, tuple(combiners), final)
+    singles = [only(made, member) for made, member in zip(combiners, chosen, strict=True)]
+    means = [plain_mean(made) for made in combiners]
+    best = best_of(judge_members(Judge(labels), scaled(final.maps, log_odds)))
+    own = levelled(combiners, final, log_odds)
+    single = by_fold(levelled(singles, only(final, best), log_odds), fold, log_odds)
+    mean = by_fold(levelled(means, plain_mean(final), log_odds), fold, log_odds)
+    return CrossCombined(by_fold(own, fold, log_odds), single, mean, tuple(chosen), fold, own, final)
+
+
+def levelled(combiners: Sequence[Combiner], final: Combiner, log_odds: Array) -> tuple[Combiner, ...]:
+    """Combinations of K folds whose log-odds over all images have, class by class, the mean and s.d. of ``final``.
+
+    No label is asked. All folds come to the same level, so that which level it is moves no rank.
+
+    Args:
+        combiners: K, each fitted without its fold.
+        final: fitted on everything.
+        log_odds: (M, N, C) of the members after their links, of all images.
+    """
+    wanted = final(log_odds)
+    made = []
+    for one in combiners:
+        found = one(log_odds)
+        spread = found.std(axis=0)
+        slope = np.where(spread > _CONSTANT, wanted.std(axis=0) / np.maximum(spread, _CONSTANT), 1.0)
+        shift = wanted.mean(axis=0) - slope * found.mean(axis=0)
+        made.append(replace(one, slope=slope * one.slope, intercept=slope * one.intercept + shift))
+    return tuple(made)
+
+
+def only(combiner: Combiner, member: int) -> Combiner:
+    """One member on the scale of a combination."""
+    members, classes = combiner.weights.shape
+    weights = np.zeros((members, classes))
+    weights[member] = 1.0
+    return Combiner("logit-mean", combiner.maps, weights, np.zeros(classes))
 
 
 def plain_mean(combiner: Combiner) -> Combiner:

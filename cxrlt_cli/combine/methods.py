@@ -47,8 +47,9 @@ class Combiner:
         method: one of ``COMBINATIONS``.
         maps: M calibrations, which bring the members to one scale.
         weights: (M, C).
-        intercept: (C,) added to the combined log-odds; 0 but for stacking.
+        intercept: (C,) added to the combined log-odds; 0 but for stacking, and where ``slope`` is not 1.
         ranks: of "rank": for each member and class the distribution of its log-odds, (K, 2): value and share below.
+        slope: (C,) or a number, by which the combined log-odds are multiplied before; see ``crossfit.levelled``.
     """
 
     method: str
@@ -56,17 +57,20 @@ class Combiner:
     weights: Array
     intercept: Array
     ranks: tuple[tuple[Array, ...], ...] = ()
+    slope: Array | float = 1.0
 
     def __call__(self, log_odds: npt.ArrayLike) -> Array:
         """Log-odds of the members after their links (M, N, C) -> log-odds of the ensemble (N, C), finite."""
-        u = scaled(self.maps, log_odds)
+        return np.asarray(self._combined(scaled(self.maps, log_odds)) * self.slope + self.intercept)
+
+    def _combined(self, u: Array) -> Array:
         if self.method == "mean":
             return _mean_of_posteriors(u, self.weights)
         if self.method == "geometric":
             return _geometric(u, self.weights)
         if self.method == "rank":
             return _mean_of_ranks(u, self.weights, self.ranks)
-        return np.asarray(np.einsum("mnc,mc->nc", u, self.weights) + self.intercept)
+        return np.asarray(np.einsum("mnc,mc->nc", u, self.weights))
 
 
 def fit_combiner(

@@ -102,6 +102,7 @@ def _about(own: Calibration) -> dict[str, Any]:
 
 def _tensors(one: Combiner) -> dict[str, Array]:
     found = {"weights": one.weights, "intercept": one.intercept}
+    found["slope"] = np.broadcast_to(one.slope, one.intercept.shape)
     for m, own in enumerate(one.maps):
         found |= {f"{m}/slopes": own.slopes, f"{m}/intercepts": own.intercepts}
         found |= {f"{m}/steps/{c}": knots for c, knots in own.steps.items()}
@@ -159,4 +160,4 @@ def _combiner(about: Mapping[str, Any], tensors: Mapping[str, Array], name: str)
         maps.append(Calibration(str(one["method"]), tuple(one["used"]), slopes, intercepts, steps))
     ranked = about["method"] == "rank"
     ranks = tuple(tuple(own[f"{m}/ranks/{c}"] for c in range(classes)) for m in range(len(maps))) if ranked else ()
-    return Combiner(str(about["method"]), tuple(maps), own["weights"], own["intercept"], ranks)
+    return Combiner(str(about["method"]), tuple(maps), own["weights"], own["intercept"], ranks, own["slope"])

@@ -295,6 +295,11 @@ def test_separated_labels_and_extreme_log_odds_end() -> None:
 FITTED = tuple(Scale("platt", np.array([0.3, 0.2, 0.1])) for _ in range(3))
 
 
+def apart_from_level(scores: np.ndarray, everywhere: np.ndarray) -> np.ndarray:
+    """Scores without the level of their class: what places images of all folds among each other."""
+    return np.asarray((scores - everywhere.mean(axis=0)) / everywhere.std(axis=0))
+
+
 @pytest.mark.parametrize("method", COMBINATIONS)
 def test_labels_of_judged_patients_are_never_used(method: str) -> None:
     labels, u, patients = cohort(5)
@@ -308,11 +313,12 @@ def test_labels_of_judged_patients_are_never_used(method: str) -> None:
         changed[rest], u[:, rest], [name for name, kept in zip(patients, rest, strict=True) if kept], FITTED, method,
         folds=3,
     )  # fmt: skip
-    np.testing.assert_array_equal(made.judged[own], again(u[:, own]))
+    by_hand = apart_from_level(again(u[:, own]), again(u))
+    np.testing.assert_allclose(apart_from_level(made.judged[own], made.final(u)), by_hand, atol=1e-9)
     np.testing.assert_array_equal(by_fold(made.combiners, made.fold, u), made.judged)
 
 
-def test_permuting_the_labels_of_judged_patients_leaves_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permuting_the_labels_of_judged_patients_leaves_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, u, patients = cohort(5)
     fold = patient_folds(labels, patients, 3, 0)
     monkeypatch.setattr("cxrlt_cli.combine.crossfit.patient_folds", lambda *_: fold)  # folds held as they are
@@ -323,8 +329,47 @@ def test_permuting_the_labels_of_judged_patients_leaves_their_scores(monkeypatch
     for method in ("greedy", "stacking"):
         before, after = (cross_combined(each, u, patients, FITTED, method, folds=3) for each in (labels, changed))
         for name in ("judged", "single", "mean"):
-            np.testing.assert_array_equal(getattr(before, name)[own], getattr(after, name)[own])
-            assert (getattr(before, name)[~own] != getattr(after, name)[~own]).any()
+            old, new = getattr(before, name), getattr(after, name)
+            moved = [distance_from_a_line(old[own, c], new[own, c]) for c in range(3)]
+            assert max(moved) < 1e-9
+            # the others were taught by these labels; one member alone stays on a line whatever its scale
+            if name != "single":
+                assert max(distance_from_a_line(old[~own, c], new[~own, c]) for c in range(3)) > 1e-3
+
+
+def distance_from_a_line(x: np.ndarray, y: np.ndarray) -> float:
+    """How far y is from a rising line of x; infinite where the line falls."""
+    slope, shift = np.polyfit(x, y, 1)
+    return float(np.abs(slope * x + shift - y).max()) if slope > 0 else math.inf
+
+
+@pytest.mark.parametrize("method", COMBINATIONS)
+def test_folds_are_on_the_level_of_the_whole(method: str) -> None:
+    labels, u, patients = cohort(5)
+    made = cross_combined(labels, u, patients, FITTED, method, folds=3)
+    whole = made.final(u)
+    for one in made.combiners:
+        np.testing.assert_allclose(one(u).mean(axis=0), whole.mean(axis=0), atol=1e-12)
+        np.testing.assert_allclose(one(u).std(axis=0), whole.std(axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["greedy", "logit-mean", "stacking"])
+def test_scales_of_folds_cost_one_model_nothing(method: str) -> None:
+    """Out of fold, two members that say the same are worth what either is alone: scales keep the order of images."""
+    labels, u, patients = cohort(7, members=1)
+    twice = np.stack([u[0], 3 * u[0] - 2])
+    made = cross_combined(labels, twice, patients, FITTED[:2], method)
+    alone = macro_ap(labels, u[0])
+    assert macro_ap(labels, made.single) == pytest.approx(alone, abs=1e-12)
+    assert macro_ap(labels, made.judged) == pytest.approx(alone, abs=1e-12)
+
+
+def test_a_class_that_nobody_tells_apart_is_levelled_too() -> None:
+    labels, u, patients = cohort(3)
+    u[:, :, 1] = 0.5
+    made = cross_combined(labels, u, patients, FITTED, "greedy", folds=3)
+    assert np.isfinite(made.judged).all()
+    assert np.ptp(made.judged[:, 1]) < 1e-9
 
 
 def test_the_best_single_member_is_chosen_by_the_other_folds() -> None:
