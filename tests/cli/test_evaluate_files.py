@@ -240,6 +240,13 @@ def test_files_that_are_not_there(cxrlt: Cxrlt, files: list[Any], tmp_path: Path
     assert cxrlt(*files).code == 3
 
 
+def test_labels_that_are_all_unknown(cxrlt: Cxrlt, files: list[Any], truth: tuple[np.ndarray, np.ndarray]) -> None:
+    write_labels(files[4], np.full_like(truth[0], -1), blank="-1")
+    done = cxrlt(*files)
+    assert done.code == 3
+    assert "no label is known, so there is nothing to compare with\nLabels are 1 and 0" in done.err
+
+
 @pytest.mark.parametrize("drop", [1, 3])
 def test_both_tables_are_needed(cxrlt: Cxrlt, files: list[Any], drop: int) -> None:
     done = cxrlt(*files[:drop], *files[drop + 2 :])

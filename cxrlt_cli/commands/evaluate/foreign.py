@@ -55,7 +55,11 @@ def read_files(files: Files, emit: Emit) -> Predicted:
     classes = _matched_classes(tuple(made), tuple(known), files)
     truth = np.stack([known[name] for name in classes], axis=1)
     if (truth == UNKNOWN).all():
-        raise DataError("no label is known, so there is nothing to compare with", where=str(files.labels))
+        raise DataError(
+            "no label is known, so there is nothing to compare with",
+            where=str(files.labels),
+            cure="Labels are 1 and 0; -1 and empty cells are unknown.",
+        )
     posteriors = _matrix(predictions, [made[name].posterior for name in classes])[rows]
     _check_probabilities(posteriors, classes, image_id, files.predictions)
     patients, owned = _patients(labels, image_id, emit)
