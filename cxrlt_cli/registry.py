@@ -189,7 +189,7 @@ def build(kind: str, ref: Reference, *host_args: object, **override: object) -> 
         return resolve(kind, name)(*host_args, **options)
     except PluginFault as fault:
         error = DataError if kind == "datasets" else PluginError
-        raise error(fault.what, where=fault.where, cure=fault.cure) from fault
+        raise error(fault.what, where=fault.where or f"{SINGULAR[kind]} {name}", cure=fault.cure) from fault
     except CxrltError:
         raise
     except Exception as error:

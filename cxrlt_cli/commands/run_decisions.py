@@ -200,6 +200,9 @@ def decisions_of(
     answer = _from_kept(kept, asked)
     if kept is not None and answer is not None:
         if _same_views(run, kept, tta):
+            if tta not in (None, kept.provenance.get("tta", tta)):
+                cure = f"`cxrlt predict {run.dir.path} --split {SPLIT}` makes those that fit."
+                emit(_of_other_views(run, kept, f"those of {SPLIT} were made without {tta!r}", cure))
             return answer
         if not _of_own_images(run, kept):
             emit(_of_other_views(run, kept, "fitted on the images that `cxrlt decide` was given"))

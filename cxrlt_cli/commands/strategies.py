@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from cxrlt_cli.commands.opening import OpenRun
@@ -9,6 +10,7 @@ from cxrlt_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from cxrlt_cli.contracts import TestTimeAugmentation
+    from cxrlt_cli.recipe.schema import Recipe
 
 #: The value of ``--tta`` that chooses on dev.
 AUTO = "auto"
@@ -37,18 +39,49 @@ def strategy_of(run: OpenRun, tta: str | None, force: bool = False) -> TestTimeA
     strategy: TestTimeAugmentation = build("tta", own if tta in {None, own["name"]} else {"name": tta})
     lacking = unseen(run, strategy)
     if lacking and not force:
-        views = [view.name for view in strategy.views if view.needs & set(lacking)]
-        shown = ", ".join(map(repr, views[:3])) + (f" and {len(views) - 3} more" if len(views) > 3 else "")
         raise UsageError(
             f"the test-time augmentation {strategy_name(run, tta)!r} needs a network trained with "
-            f"{', '.join(lacking)}, and this one never saw that (look at its views {shown})",
+            f"{', '.join(lacking)}, and this one never saw that (look at its views {_views(strategy, lacking)})",
             where=str(run.dir.path),
             cure=f"Use --tta none, train with augment.{' and augment.'.join(lacking)}, or insist with --force.",
         )
     return strategy
 
 
+def check_strategy(recipe: Recipe) -> None:
+    """Make sure, before training, that the recipe's strategy can be built, and that the network will see its views.
+
+    Raises:
+        PluginError: its options make no sense, or it is broken.
+        UsageError: a view needs an augmentation that the recipe does not have.
+    """
+    from cxrlt_cli.data.augment import seen
+    from cxrlt_cli.registry import build
+
+    own = recipe.predict.tta
+    strategy: TestTimeAugmentation = build("tta", own)
+    lacking = _lacking(strategy, seen(recipe.augment))
+    if lacking:
+        keys = f"augment.{' and augment.'.join(lacking)}"
+        raise UsageError(
+            f"the test-time augmentation {own.name!r} needs {keys}, which training would not have (look at its views "
+            f"{_views(strategy, lacking)})",
+            where="predict.tta",
+            cure=f"Give {keys} a size, or choose another predict.tta.",
+        )
+
+
 def unseen(run: OpenRun, strategy: TestTimeAugmentation) -> list[str]:
     """The training augmentations that the views need and the run did not have, in alphabetical order."""
+    return _lacking(strategy, run.card.augment)
+
+
+def _lacking(strategy: TestTimeAugmentation, seen: Iterable[str]) -> list[str]:
     needed = frozenset().union(*(view.needs for view in strategy.views))
-    return sorted(needed - set(run.card.augment))
+    return sorted(needed - set(seen))
+
+
+def _views(strategy: TestTimeAugmentation, lacking: Collection[str]) -> str:
+    """Those that need what is lacking, three at most by name."""
+    views = [view.name for view in strategy.views if view.needs & set(lacking)]
+    return ", ".join(map(repr, views[:3])) + (f" and {len(views) - 3} more" if len(views) > 3 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,8 @@ def parse_target(text: str, classes: Sequence[str]) -> Target:
     """
     if text.strip() == ESTIMATE:
         return Target(None)
-    path = Path(text)
-    pairs = list(_from_file(path) if path.is_file() else _from_text(text))
+    is_file = os.path.isfile(text)  # Path.is_file() fails on a text longer than the name of a file can be
+    pairs = list(_from_file(Path(text)) if is_file else _from_text(text))
     values = np.full(len(classes), np.nan)
     for name, number in pairs:
         if name not in classes:

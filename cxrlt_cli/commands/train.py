@@ -15,6 +15,7 @@ from cxrlt_cli.artifacts import RunDir, read_lines
 from cxrlt_cli.commands.decide import after_training
 from cxrlt_cli.commands.expected import as_table, drawn, expectation
 from cxrlt_cli.commands.run_directory import begin, claimed, move_aside, note
+from cxrlt_cli.commands.strategies import check_strategy
 from cxrlt_cli.data.manifest import load_prepared
 from cxrlt_cli.engine.environment import first_start, first_to_report, has_speaker, launched
 from cxrlt_cli.errors import CxrltError, Interrupted, TrainingError, UsageError
@@ -96,6 +97,7 @@ def _train(request: Request, recipe: Recipe, prepared: Prepared, emit: Emit) -> 
     from cxrlt_cli.engine.distributed import join, pick_device, share
     from cxrlt_cli.engine.parts import Job
 
+    check_strategy(recipe)
     chosen = pick_device(request.device)
     run_dir = request.run_dir(recipe)
     if request.dry_run:

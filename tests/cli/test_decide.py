@@ -18,6 +18,7 @@ from cxrlt_cli.commands import predict
 from cxrlt_cli.commands.decide import after_training
 from cxrlt_cli.commands.opening import open_run, stamp
 from cxrlt_cli.commands.run_decisions import Asked, decisions_of, judged
+from cxrlt_cli.commands.target_prevalence import parse_target
 from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.decisions import cross_fitted, fit_decisions, read_decisions
 from cxrlt_cli.events import Event, Notice
@@ -223,6 +224,18 @@ def test_another_augmentation_has_its_own_where_dev_was_predicted_with_it(run: R
     np.testing.assert_array_equal(read_decisions(run.decisions).thresholds, plain.thresholds)
 
 
+def test_a_recipes_own_augmentation_is_missed_until_dev_is_predicted_with_it(run: RunDir) -> None:
+    factories.rewrite_card(run.model, tta={"name": "flip"})
+    after_training(run.path)  # with the plain predictions that training wrote
+    _, (notice,) = events_of(run, tta="flip")
+    assert "test-time augmentation 'none'" in notice.text
+    assert f"`cxrlt predict {run.path} --split dev`" in notice.text
+    stamp(run.predictions("dev"), open_run(run.path).card, "flip")
+    made, events = events_of(run, tta="flip")
+    assert not events
+    assert made.provenance["tta"] == "flip"
+
+
 def test_a_dataset_of_ones_own_can_teach_them(cxrlt: Cxrlt, run: RunDir, tmp_path: Path) -> None:
     other = factories.make_dataset(tmp_path / "other", count=80, seed=5)
     early = cxrlt("decide", run.path, "--data", other.path)
@@ -405,6 +418,13 @@ def test_a_file_says_the_same(cxrlt: Cxrlt, run: RunDir, images: Path, name: str
     )
     assert left["posterior"] == right["posterior"]
     assert left["target_prevalence"]["mass"] == right["target_prevalence"]["mass"] == 0.5
+
+
+def test_every_class_of_many_can_be_stated() -> None:
+    names = [f"finding {number}" for number in range(30)]
+    text = ",".join(f"{name}=0.{number:03d}1" for number, name in enumerate(names))
+    assert len(text) > 255  # longer than the name of a file can be
+    np.testing.assert_allclose(parse_target(text, names).stated, np.arange(30) / 1000 + 0.0001)
 
 
 def test_an_estimated_prevalence_is_that_of_the_moved_posteriors(cxrlt: Cxrlt, run: RunDir, images: Path) -> None:

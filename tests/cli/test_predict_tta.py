@@ -121,6 +121,29 @@ def test_ranks_are_refused_for_files(cxrlt: Cxrlt, prepared: Prepared, tmp_path:
     np.testing.assert_allclose(np.sort(ranked.logits, axis=0).mean(0), own.logits.mean(0), rtol=1e-5)
 
 
+# -- before training -----------------------------------------------------------------------------------------------
+
+UNUSABLE = {
+    "what training would not show": ("name: flip", 2, "needs augment.flip, which training would not have"),
+    "a geometric mean of logits": ("name: light, merge: geometric", 4, "augmentation light: a geometric mean"),
+    "an option out of range": ("name: five-crop, share: 1.5", 4, "augmentation five-crop: the option 'share' is 1.5"),
+}
+
+
+@pytest.mark.parametrize("case", list(UNUSABLE))
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_recipes_strategy_is_checked_before_training(
+    cxrlt: Cxrlt, prepared: Prepared, tmp_path: Path, case: str, dry: bool
+) -> None:
+    tta, code, said = UNUSABLE[case]
+    options = ["--set", f"data.path={prepared.path}", "--set", f"predict.tta={{{tta}}}", "--set", "augment.rotate=5"]
+    out = tmp_path / "never"
+    done = cxrlt("train", "demo_phantom", *options, "--out", out, *(["--dry-run"] if dry else []))
+    assert done.code == code
+    assert said in done.err
+    assert not out.exists()
+
+
 # -- auto ----------------------------------------------------------------------------------------------------------
 
 
