@@ -139,7 +139,7 @@ def interval_bar(value: float, low: float, high: float, chance: float = math.nan
     if not math.isnan(chance):
         marks.append(f'<rect class="mark" x="{100 * min(chance, 0.985):.1f}%" y="1" width="1" height="10"/>')
     marks.append(f'<circle class="s0" cx="{100 * value:.1f}%" cy="6" r="3.5"/>')
-    return f'<svg class="range" width="72" height="12" aria-hidden="true">{"".join(marks)}</svg>'
+    return f'<svg class="range" width="56" height="12" aria-hidden="true">{"".join(marks)}</svg>'
 
 
 # -- all classes ---------------------------------------------------------------------------------------------------

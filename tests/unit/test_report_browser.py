@@ -51,6 +51,8 @@ found.bar = box(up.querySelector("rect")).width / lane.width;
 found.colours = ["up", "down", "end"].map((kind) => getComputedStyle(document.querySelector(`rect.${kind}`)).fill);
 const long = [...document.querySelectorAll("table.sortable tbody td:first-child")];
 found.over = long.filter((cell) => cell.scrollWidth > cell.clientWidth + 1).map((cell) => cell.innerText);
+const scroll = body.closest(".scroll");
+found.hidden = scroll.scrollWidth - scroll.clientWidth;
 found.bare = box(document.querySelector(".fall .bare")).height;
 found.paper = getComputedStyle(document.body).backgroundColor;
 parent.document.body.dataset.found = JSON.stringify(found);
@@ -116,6 +118,7 @@ def test_a_wide_window_and_light(page: Path) -> None:
     found = probed(page, "--blink-settings=preferredColorScheme=1", width=1280)
     assert found["width"] == 1280
     assert found["needs"] <= 1280
+    assert found["hidden"] == 0  # all columns of the classes are in sight
     assert found["paper"] == "rgb(255, 255, 255)"
     assert found["beside"]
     assert found["share"] > 0.5
