@@ -22,7 +22,7 @@ from cxrlt_cli.commands.strategies import strategy_of, unseen
 from cxrlt_cli.commands.tta_choice import Choice, Trial, choose, measurements
 from cxrlt_cli.contracts import UNKNOWN
 from cxrlt_cli.data.manifest import Prepared, load_prepared
-from cxrlt_cli.errors import CxrltError, DataError
+from cxrlt_cli.errors import CxrltError, DataError, RunError
 from cxrlt_cli.events import Advanced, Emit, Finished, Notice, Started, Table
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def choose_tta(run: OpenRun, setting: Setting, *, force: bool, data: Path | None
     made |= {"strategies": [], "cross_fitted": None, "left_out": left_out}
     if len(tried) > 1:
         made |= _tried(run, tried, setting, data, emit)
-    write_json(run.dir.tta, made)
+    _remember(run, made, emit)
     return _told(Chosen(str(made["chosen"]), made, again=False), emit)
 
 
@@ -173,10 +173,18 @@ def _described(view: View) -> list[Any]:
 
 
 def _remembered(run: OpenRun, key: str) -> dict[str, Any] | None:
-    if not run.dir.tta.exists():
+    try:
+        kept = read_json(run.dir.tta)
+    except RunError:  # not there, or damaged: it can be made again
         return None
-    kept = read_json(run.dir.tta)
     return kept if isinstance(kept, dict) and kept.get("key") == key else None
+
+
+def _remember(run: OpenRun, made: Mapping[str, Any], emit: Emit) -> None:
+    try:
+        write_json(run.dir.tta, made)
+    except OSError as error:
+        emit(Notice(f"{run.dir.tta} cannot be kept: {error.strerror or error}"))
 
 
 # -- trying them ---------------------------------------------------------------------------------------------------
@@ -201,21 +209,22 @@ def _tried(run: OpenRun, tried: Strategies, setting: Setting, data: Path | None,
     link, projections = open_link(run), column(prepared.frame, "view", rows)
     logits = {name: merge(outputs[own[name]], one, run.card.classes, projections, link) for name, one in tried.items()}
     costs = {name: len(one.views) for name, one in tried.items()}
-    choice = _choice(labels, logits, costs, column(prepared.frame, "patient_id", rows), emit)
-    _keep(run, prepared, rows, choice.name, logits[choice.name])
+    ids, patients = (column(prepared.frame, text, rows) for text in ("image_id", "patient_id"))
+    choice = _choice(labels, logits, costs, patients, emit)
+    _keep(run, prepared, choice.name, Predictions(run.card.classes, ids, patients, logits[choice.name]), emit)
     return {"images": len(rows), **_as_data(choice)}
 
 
-def _keep(
-    run: OpenRun, prepared: Prepared, rows: npt.NDArray[np.int64], name: str, logits: npt.NDArray[np.float32]
-) -> None:
+def _keep(run: OpenRun, prepared: Prepared, name: str, made: Predictions, emit: Emit) -> None:
     """Keep the dev predictions of the choice, to fit its decisions on; those of the run's own strategy are there."""
     if name == run.card.tta["name"] or chosen_on(run, prepared, SPLIT):
         return
-    ids, patients = (column(prepared.frame, text, rows) for text in ("image_id", "patient_id"))
     path = run.predictions(prepared, SPLIT, name)
-    write_predictions(path, Predictions(run.card.classes, ids, patients, logits))
-    stamp(path, run.card, name)
+    try:
+        write_predictions(path, made)
+        stamp(path, run.card, name)
+    except OSError as error:
+        emit(Notice(f"{path} cannot be kept: {error.strerror or error}"))
 
 
 def _own_dataset(run: OpenRun, data: Path | None, emit: Emit) -> Prepared:

@@ -232,6 +232,32 @@ def test_the_choice_is_remembered_for_the_same_weights_and_made_anew_for_others(
     assert len(passes) == 2
 
 
+def test_a_damaged_choice_is_made_anew(cxrlt: Cxrlt, run: RunDir, quick: None, passes: list[int]) -> None:
+    first = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json").json
+    run.tta.write_text("{torn")
+    again = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json")
+    assert again.code == 0, again.err
+    assert again.json["tta_choice"] == first["tta_choice"] == json.loads(run.tta.read_text())
+    assert len(passes) == 2
+
+
+def test_a_choice_that_cannot_be_kept_is_used_all_the_same(
+    cxrlt: Cxrlt, run: RunDir, quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    real = choose_tta.choose
+    monkeypatch.setattr(choose_tta, "choose", lambda *args, **more: replace(real(*args, **more), name="light"))
+    monkeypatch.setattr(choose_tta, "write_json", refused)
+    monkeypatch.setattr(choose_tta, "write_predictions", refused)
+    factories.write_images(tmp_path / "images", factories.image_ids(3), factories.make_pixels(3))
+    done = cxrlt("predict", run.path, tmp_path / "images", "--tta", "auto", "--json")
+    assert done.code == 0, done.err
+    assert done.json["tta"] == "light"
+    assert " ".join(done.err.split()).count("cannot be kept: Permission denied") == 2
+
+
 def test_auto_leaves_out_what_training_never_saw_and_says_so(
     cxrlt: Cxrlt, run: RunDir, quick: None, passes: list[int]
 ) -> None:
