@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from cxrlt_cli.commands.opening import stamp
 from cxrlt_cli.commands.sweep.engines import Command, Local, devices_here, make_engine
 from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.errors import Interrupted, RunError, UsageError
-from cxrlt_cli.events import Event, Finished, Notice
+from cxrlt_cli.events import Event, Finished, Notice, Table
 from cxrlt_cli.recipe.load import dump_recipe, load_recipe
 
 TABLE = """\
@@ -192,6 +193,26 @@ def test_dry_run_writes_nothing(stage: Stage) -> None:
     steps = result.data["steps"]
     assert [step["name"] for step in steps if not step["done"]][:2] == ["plain-0", "plain-0 on dev"]  # type: ignore[attr-defined,index]
     assert steps[0]["command"][:3] == ["cxrlt", "train", "base.yaml"]  # type: ignore[index]
+
+
+def test_dry_run_shows_a_narrow_table_and_a_line_for_each_command_to_run(stage: Stage) -> None:
+    def shown() -> tuple[Table, list[str]]:
+        result = sweep.run("table.yaml", dry_run=True)
+        table, *texts = result.blocks
+        assert isinstance(table, Table)
+        lines = [line for text in texts[:-1] for line in str(text).splitlines()]
+        to_run = [step["command"] for step in result.data["steps"] if not step["done"]]  # type: ignore[attr-defined]
+        assert [shlex.split(line) for line in lines] == to_run
+        return table, lines
+
+    table, commands = shown()
+    assert all(sum(map(len, row)) < 80 for row in table.rows)
+    assert table.rows[:2] == (("plain-0", "train", "-", "runs"), ("plain-0 on dev", "predict", "plain-0", "runs"))
+    assert len(commands) == len(table.rows)
+    sweep.run("table.yaml")
+    table, commands = shown()
+    assert {row[-1] for row in table.rows} == {"is there"}
+    assert commands == []
 
 
 def test_plugins_are_checked_before_anything_runs(stage: Stage) -> None:

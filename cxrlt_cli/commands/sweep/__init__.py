@@ -100,9 +100,11 @@ def _good(ended: Mapping[str, Ended], key: str) -> bool:
 def _outlook(plan: Plan, lacking: set[str]) -> Result:
     """What would run."""
     rows = [
-        (step.key, "runs" if key in lacking else "is there", f"cxrlt {shlex.join(step.arguments)}")
+        (key, step.kind, ", ".join(step.needs) or "-", "runs" if key in lacking else "is there")
         for key, step in plan.steps.items()
     ]
+    # beside the table, a line each: whole when copied, or handed to a shell
+    commands = [f"cxrlt {shlex.join(step.arguments)}" for key, step in plan.steps.items() if key in lacking]
     data = {
         "out": plan.out,
         "split": plan.split,
@@ -120,7 +122,8 @@ def _outlook(plan: Plan, lacking: set[str]) -> Result:
         ],
     }
     text = f"{len(plan.entries)} rows, {len(plan.steps)} steps, {len(lacking)} of them to run. Nothing was written."
-    return Result(data, (Table(("step", "", "command"), tuple(rows)), text))
+    steps = Table(("step", "command", "after", ""), tuple(rows))
+    return Result(data, (steps, "\n".join(commands), text) if commands else (steps, text))
 
 
 __all__ = ["TableOfRows", "run"]
