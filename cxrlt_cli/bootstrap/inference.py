@@ -124,6 +124,7 @@ def averaged(values: Array, classes: Resampled, bias: Array | float = 0.0, varia
     The degrees of freedom are those of Welch and Satterthwaite (1946) for a mean of C estimates with variances v and
     freedoms f: ``(sum v)^2 / sum(v^2 / f)``. A class whose figure is the same in every resample, mostly 0 or 1, shows
     no spread though it has some; it adds the variance of a share of which 0 of n were seen, under Jeffreys' prior.
+    Where no class varies, as with one patient, that holds for figures of 0 and 1 only: others leave no interval.
 
     Args:
         values: (R,) the averages.
@@ -138,7 +139,7 @@ def averaged(values: Array, classes: Resampled, bias: Array | float = 0.0, varia
     own = np.where(hidden, _jeffreys(count), shown * np.asarray(classes.widening) ** 2)
     used = ~np.isnan(own)
     own, shown, freedom = own[used], shown[used], np.maximum(count[used] - 1, 1)
-    if not own.sum():
+    if not own.sum() or not (shown.any() or _at_an_end(classes.values[:, used])):
         return Resampled(f"macro_{classes.name}", values, float((count[used] - 1).min(initial=np.inf)))
     other = np.broadcast_to(np.asarray(variance, np.float64), used.shape)[used].sum()
     seen = max(own[~hidden[used]].sum(), other) / shown.sum() if shown.any() else 1.0
@@ -193,6 +194,11 @@ def p_text(p: float | None) -> str:
     if p is None or np.isnan(p):
         return "-"
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _at_an_end(values: Array) -> bool:
+    """Whether every defined value is 0 or 1, so that its never changing leaves room on one side only."""
+    return bool(np.isin(values[~np.isnan(values)], (0, 1)).all())
 
 
 def _jeffreys(count: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,12 @@ def row_of(unit: str) -> int:
 
 HOST_FILES = sorted(HOST.rglob("*.py"))
 PLUGIN_FILES = sorted((ROOT / "plugins").rglob("*.py"))
+
+
+def test_the_rows_are_those_told_to_contributors() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    told = text.split("## The layer rule")[1].split("```")[1].removeprefix("text\n").splitlines()
+    assert [set(re.split(r" {3,}", line)[0].split()) for line in told] == [row - {"__main__"} for row in ROWS]
 
 
 def test_every_module_has_a_row() -> None:
