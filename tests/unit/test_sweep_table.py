@@ -147,15 +147,17 @@ def table(name: str = "a_b", split: str = "test", folds: bool = False) -> TableO
 
 
 def test_the_terminal_shows_scores_and_differences() -> None:
-    scores, differences = as_blocks(table())
+    scores, differences, groups = as_blocks(table())
     assert not isinstance(scores, str)
     assert not isinstance(differences, str)
+    assert not isinstance(groups, str)
     assert scores.title == "x on test: 5,125 images, mean of 2 seeds"
     assert scores.rows[1] == (
         "a_b", "0.2500", "0.2000 to 0.3000", "0.0100", "0.2500", "0.2500", "0.2500", "0.2500", "0.2500", "-",
     )  # fmt: skip
-    assert differences.rows[0][:7] == ("a_b", "-0.0123", "-0.0300 to +0.0049", "0.0040", "< 0.001", "0.001", "0.0500")
-    assert differences.rows[0][-2:] == ("-", "- to -")
+    assert differences.rows[0] == ("a_b", "-0.0123", "-0.0300 to +0.0049", "0.0040", "< 0.001", "0.001", "0.0500")
+    assert groups.columns[1::2] == ("head AP", "medium AP", "tail AP")
+    assert (groups.rows[0][0], groups.rows[0][-2:]) == ("a_b", ("-", "- to -"))
     assert "of each fold" in as_blocks(table(folds=True))[0].note  # type: ignore[union-attr]
 
 
@@ -175,10 +177,10 @@ def test_latex_is_escaped() -> None:
     assert _latex("-0.1 to +0.2, < 0.001, a-1") == "$-$0.1 to $+$0.2, $<$ 0.001, a-1"
     text = as_latex(table())
     assert r"a\_b & 0.2500" in text
-    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == text.count("\\toprule") == 2
+    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == text.count("\\toprule") == 3
     for line in text.splitlines():
         if line.endswith("\\\\"):
-            assert line.replace(r"\&", "").count("&") in {9, 12}
+            assert line.replace(r"\&", "").count("&") in {9, 6}
 
 
 def test_markdown_is_escaped() -> None:

@@ -28,7 +28,7 @@ _GROUPS = ("head_ap", "medium_ap", "tail_ap")
 
 
 def as_blocks(table: TableOfRows) -> tuple[Table | str, ...]:
-    """The table for a terminal: scores, then differences from the reference."""
+    """The table for a terminal: scores, then differences from the reference, in all and by group of classes."""
     return tuple(_grids(table))
 
 
@@ -81,9 +81,15 @@ def _grids(table: TableOfRows) -> list[Table]:
         "p (Holm)",
         "detectable",
     )
-    heads += tuple(cell for name in _GROUPS for cell in (_HEADS[name], "95 % interval"))
     lines = tuple((row.entry.name, *_difference_cells(row, several)) for row in compared)
-    return [scores, Table(heads, lines, title=f"difference from {table.reference}", note=_difference_note(table))]
+    title = f"difference from {table.reference}"
+    groups = ("row", *(cell for name in _GROUPS for cell in (_HEADS[name], "95 % interval")))
+    by_group = tuple((row.entry.name, *_group_cells(row)) for row in compared)
+    return [
+        scores,
+        Table(heads, lines, title=title, note=_difference_note(table)),
+        Table(groups, by_group, title=f"{title}, by group"),
+    ]
 
 
 def _images(table: TableOfRows) -> str:
@@ -107,14 +113,15 @@ def _cells(name: str, row: Scored, several: bool) -> tuple[str, ...]:
 def _difference_cells(row: Scored, several: bool) -> tuple[str, ...]:
     assert row.differences is not None
     first = row.differences[PRIMARY]
-    groups = (
-        cell
-        for name in _GROUPS
-        for cell in (_signed(row.differences[name].value), _interval(row.differences[name], signed=True))
-    )
     spread = (_number(row.difference_sd),) if several else ()
     chances = (p_text(float(first.p)), p_text(row.adjusted), _number(float(first.detectable)))
-    return (_signed(first.value), _interval(first, signed=True), *spread, *chances, *groups)
+    return (_signed(first.value), _interval(first, signed=True), *spread, *chances)
+
+
+def _group_cells(row: Scored) -> tuple[str, ...]:
+    assert row.differences is not None
+    found = [row.differences[name] for name in _GROUPS]
+    return tuple(cell for each in found for cell in (_signed(each.value), _interval(each, signed=True)))
 
 
 def _scores_note(table: TableOfRows, what: str) -> str:
@@ -182,12 +189,13 @@ def _raw(value: float) -> str:
 
 
 def as_markdown(table: TableOfRows) -> str:
-    """Two tables with a sentence below each."""
+    """Three tables, with a sentence below those that need one."""
     parts = []
     for grid in _grids(table):
         rule = ["---", *("---:" for _ in grid.columns[1:])]
         lines = [_markdown_line(cells) for cells in (grid.columns, rule, *grid.rows)]
-        parts.append(f"**{_markdown(grid.title)}**\n\n" + "\n".join(lines) + f"\n\n{_markdown(grid.note)}\n")
+        note = f"\n{_markdown(grid.note)}\n" if grid.note else ""
+        parts.append(f"**{_markdown(grid.title)}**\n\n" + "\n".join(lines) + f"\n{note}")
     return "\n".join(parts)
 
 
@@ -211,12 +219,13 @@ _LATEX = {
 
 
 def as_latex(table: TableOfRows) -> str:
-    """Two ``tabular`` environments with booktabs rules."""
+    """A ``tabular`` environment with booktabs rules for each table."""
     parts = ["% \\usepackage{booktabs}"]
     for grid in _grids(table):
         body = [f"\\begin{{tabular}}{{l{'r' * (len(grid.columns) - 1)}}}", "\\toprule", _latex_line(grid.columns)]
         body += ["\\midrule", *(_latex_line(row) for row in grid.rows), "\\bottomrule", "\\end{tabular}"]
-        parts.append("\n".join([f"% {_latex(grid.title)}", *body, f"% {_latex(grid.note)}"]))
+        note = [f"% {_latex(grid.note)}"] if grid.note else []
+        parts.append("\n".join([f"% {_latex(grid.title)}", *body, *note]))
     return "\n\n".join(parts) + "\n"
 
 
