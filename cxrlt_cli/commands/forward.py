@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.artifacts import Predictions
+from cxrlt_cli.artifacts import Predictions, read_predictions
 from cxrlt_cli.combine import Ensemble, Member
 from cxrlt_cli.combine.crossfit import by_fold
 from cxrlt_cli.commands.choose_tta import Chosen, choose_tta
 from cxrlt_cli.commands.network import setting_of, view_logits
 from cxrlt_cli.commands.opening import OpenRun, open_link, open_run, without_link
+from cxrlt_cli.commands.run_decisions import kept_cross_fitted
 from cxrlt_cli.commands.strategies import AUTO, strategy_name, strategy_of
 from cxrlt_cli.commands.work import Work, none_readable, seen_by
 from cxrlt_cli.decisions import patient_folds
@@ -124,12 +125,21 @@ def _of_members(run: OpenRun, ensemble: Ensemble, work: Work, how: How, emit: Em
     made = []
     for number, (opened, member) in enumerate(zip(members, ensemble.members, strict=True), 1):
         emit(Notice(f"member {number} of {len(members)}: {opened.dir.path}"))
-        with seen_by(opened, work, emit) as mine:
-            passed = forward(opened, mine, replace(how, tta=member.tta if own else how.tta), emit)
-        work.unreadable.update(mine.unreadable)
-        made.append(passed.predictions)
+        made.append(_of_member(opened, work, replace(how, tta=member.tta if own else how.tta), emit))
     tta = str(run.card.tta["name"] if own else how.tta)
     return Passed(_combined(run, ensemble, work, members, made), tta)
+
+
+def _of_member(member: OpenRun, work: Work, how: How, emit: Emit) -> Predictions:
+    """Its predictions, made now; where labels of these images had a say in its head, the cross-fitted ones it keeps."""
+    kept = work.prepared and kept_cross_fitted(member, work.prepared, work.split, strategy_name(member, how.tta))
+    if kept and set(work.image_id) <= set((own := read_predictions(kept)).image_id):
+        emit(Notice(f"{member.dir.path}: its head was chosen by the labels of {work.split}; {kept} is used as it is"))
+        return own
+    with seen_by(member, work, emit) as mine:
+        passed = forward(member, mine, how, emit)
+    work.unreadable.update(mine.unreadable)
+    return passed.predictions
 
 
 def _combined(

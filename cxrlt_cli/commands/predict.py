@@ -12,9 +12,9 @@ import numpy as np
 
 from cxrlt_cli.artifacts import writable_directory, write_predictions
 from cxrlt_cli.commands.forward import How, Passed, forward
-from cxrlt_cli.commands.opening import OpenRun, open_link, open_run, read_stamp, stamp
+from cxrlt_cli.commands.opening import OpenRun, open_link, open_run, stamp
 from cxrlt_cli.commands.prediction_table import PredictionTable, overview, write_table
-from cxrlt_cli.commands.run_decisions import Asked, chosen_on, decisions_of, plain
+from cxrlt_cli.commands.run_decisions import Asked, chosen_on, decisions_of, kept_cross_fitted, plain
 from cxrlt_cli.commands.target_prevalence import Target, parse_target
 from cxrlt_cli.commands.work import Work, from_files, from_split
 from cxrlt_cli.decisions import Decisions
@@ -152,20 +152,13 @@ def _keep(run: OpenRun, work: Work, passed: Passed, emit: Emit) -> Path | None:
     kept = run.predictions(work.prepared, work.split, passed.tta)
     if chosen_on(run, work.prepared, work.split):
         seen = f"{run.dir.path}: the head was chosen by the labels of {work.split}, so that it looks too good there"
-        if _came_with_the_head(kept):
+        if kept_cross_fitted(run, work.prepared, work.split, passed.tta):
             emit(Notice(f"{seen}; {kept} holds cross-fitted predictions, and stays as it is"))
             return None
         emit(Notice(f"{seen}, and {kept} is not cross-fitted", "warning"))
     write_predictions(kept, passed.predictions)
     stamp(kept, run.card, passed.tta)
     return kept
-
-
-def _came_with_the_head(path: Path) -> bool:
-    try:
-        return path.is_file() and not read_stamp(path)
-    except RunError:
-        return False
 
 
 def _write(out: Path, table: PredictionTable, submission: bool) -> None:

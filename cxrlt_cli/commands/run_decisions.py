@@ -128,6 +128,16 @@ def chosen_on(run: OpenRun, prepared: Prepared, split: str) -> bool:
     return own and run.info.get("method") == "keep-best"
 
 
+def kept_cross_fitted(run: OpenRun, prepared: Prepared, split: str, tta: str) -> Path | None:
+    """The file of the predictions that came with a head ``chosen_on`` these images, which cannot be made again."""
+    path = run.predictions(prepared, split, tta)
+    try:
+        came_with_it = chosen_on(run, prepared, split) and path.is_file() and not read_stamp(path)
+    except RunError:
+        return None
+    return path if came_with_it else None
+
+
 def _options(run: OpenRun, prepared: Prepared, tta: str | None) -> str:
     """What ``cxrlt predict`` needs besides the split to make these predictions."""
     elsewhere = f" --data {prepared.path}" if prepared.content_hash != run.card.dataset else ""

@@ -313,6 +313,22 @@ def test_the_images_it_was_fitted_on_are_predicted_out_of_fold_again(
     np.testing.assert_allclose(after.logits, before.logits, rtol=1e-4, atol=1e-4)
 
 
+def test_a_head_that_dev_chose_keeps_its_cross_fitted_predictions_there(
+    cxrlt: Cxrlt, networks: tuple[Prepared, list[Path], Path], tmp_path: Path
+) -> None:
+    prepared, members, _ = networks
+    first, second = (RunDir(shutil.copytree(path, tmp_path / path.name)) for path in members)
+    write_json(first.run_json, {**first.info(), "kind": "retrain-head", "method": "keep-best"})
+    factories.write_logits(first, prepared, "dev")
+    both = RunDir(tmp_path / "both")
+    ensemble.run([first.path, second.path], method="mean", resamples=0, out=both.path)
+    before = read_predictions(both.predictions("dev"))
+    both.predictions("dev").unlink()
+    done = cxrlt("predict", both.path, "--split", "dev")
+    assert "is used as it is" in " ".join(done.err.split())
+    np.testing.assert_allclose(read_predictions(both.predictions("dev")).logits, before.logits, rtol=1e-4, atol=1e-4)
+
+
 def test_members_that_have_changed_or_gone_are_refused(
     networks: tuple[Prepared, list[Path], Path], tmp_path: Path
 ) -> None:
