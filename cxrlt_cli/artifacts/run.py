@@ -147,5 +147,6 @@ def find_run(path: Path | None, root: Path = Path("runs"), *, trained: bool = Fa
         return runs[0]
     if not (path / "run.json").is_file():
         what = "is not a run directory (it has no run.json)" if path.is_dir() else "there is no such run directory"
+        what = "is a file, and a run is a directory" if path.is_file() else what
         raise RunError(what, where=str(path), cure="`cxrlt runs list` shows the runs here.")
     return RunDir(path)

@@ -4,7 +4,7 @@ Patients are the clusters, since images of one patient are alike; a resample is 
 nothing is sorted twice (DESIGN 11). numpy, and scipy for Student's t.
 """
 
-from .inference import Difference, Resampled, bias_note, holm, p_text, paired, pooled
+from .inference import Difference, Resampled, bias_note, holm, note_of, p_text, paired, pooled
 from .intervals import interval, on_logit_scale
 from .resampling import Replicates, replicates
 
@@ -15,6 +15,7 @@ __all__ = [
     "bias_note",
     "holm",
     "interval",
+    "note_of",
     "on_logit_scale",
     "p_text",
     "paired",

@@ -17,6 +17,8 @@ Array = npt.NDArray[np.float64]
 SHARES = frozenset({"ap", "auroc", "f1", "precision", "recall", "f1_at_half", "brier", "chance_ap"})
 #: From here on the bias of mAP is worth a word.
 _NOTABLE = 0.005
+#: With fewer degrees of freedom the interval of an average can be nearly [0, 1].
+_FEW = 4
 _WITH_F1 = frozenset({"f1", "f1_at_half"})
 _OF_DECISIONS = _WITH_F1 | {"precision", "recall"}
 
@@ -187,6 +189,15 @@ def bias_note(biases: Iterable[float]) -> str:
     if most < _NOTABLE:
         return ""
     return f"With few positives mAP comes out too high, here by up to {most:.3f}; its intervals allow for that."
+
+
+def note_of(averages: Iterable[Resampled]) -> str:
+    """What a reader of these mAPs has to know: ``bias_note``, and what very wide intervals mean; empty if nothing."""
+    shown = list(averages)
+    notes = [bias_note(float(np.asarray(one.bias)) for one in shown)]
+    if any(one.certainty < _FEW for one in shown if np.any(one.error > 0)):
+        notes.append("Where an interval is nearly [0, 1], too few patients have the findings to tell anything.")
+    return "\n".join(filter(None, notes))
 
 
 def p_text(p: float | None) -> str:

@@ -149,7 +149,7 @@ def predict(
     """
     from cxrlt_cli.commands.predict import run
 
-    run_dir, inputs = _run_and_inputs(paths or [])
+    run_dir, inputs = _run_and_inputs(paths or [], split)
     return run(
         run_dir,
         inputs,
@@ -225,8 +225,11 @@ def decide(
     return decide.run(run, calibration=calibration, threshold=threshold, data=data, emit=emit)
 
 
-def _run_and_inputs(paths: list[Path]) -> tuple[Path | None, list[Path]]:
-    """The run and the images among the paths of ``predict``: a first path with a run.json in it is the run."""
-    if paths and (paths[0] / "run.json").is_file():
+def _run_and_inputs(paths: list[Path], split: str | None) -> tuple[Path | None, list[Path]]:
+    """The run and the images among the paths of ``predict``.
+
+    A first path with a run.json in it is the run; beside a split, which needs no images, so is one that is not there.
+    """
+    if paths and ((paths[0] / "run.json").is_file() or (split and not paths[0].exists())):
         return paths[0], paths[1:]
     return None, paths

@@ -119,7 +119,7 @@ def read_ensemble(path: Path) -> Ensemble:
     """
     import safetensors
 
-    cure = "The file is damaged; make the ensemble again."
+    cure = "The file is damaged, or another version of cxrlt made it: make the ensemble again."
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})["card"])["ensemble"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from cxrlt_cli.bootstrap import Difference, bias_note
+from cxrlt_cli.bootstrap import Difference, note_of
 from cxrlt_cli.report.contents import Contrast, Judged, Ran
 from cxrlt_cli.report.evaluation import HEADLINE, RANGES, figure_of
 from cxrlt_cli.report.page import page, spread
@@ -20,7 +20,7 @@ def render(judged: Sequence[Judged], contrasts: Sequence[Contrast], ran: Ran) ->
         contrasts: each further one minus the first; none where they are not of the same images, or without resamples.
         ran: what ran.
     """
-    moved = bias_note(float(one.replicates.overall["macro_ap"].bias) for one in judged if one.replicates)
+    moved = note_of(one.replicates.overall["macro_ap"] for one in judged if one.replicates)
     return page(
         "comparison.html",
         judged=judged,

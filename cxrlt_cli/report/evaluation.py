@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxrlt_cli.bootstrap import Resampled, bias_note
+from cxrlt_cli.bootstrap import Resampled, note_of
 from cxrlt_cli.metrics import ALL_GROUPS, RARE
 from cxrlt_cli.report.contents import Array, Judged, Part, Pictures, Ran, Worth
 from cxrlt_cli.report.curves import Rare, interval_bar, long_tail
@@ -89,7 +89,7 @@ def render(
         judged=judged,
         ran=ran,
         headline=_headline(judged),
-        moved=_moved([judged.replicates.overall, *judged.replicates.groups.values()] if judged.replicates else []),
+        moved=_known([judged.replicates.overall, *judged.replicates.groups.values()] if judged.replicates else []),
         groups=_groups(judged),
         worth=None if worth is None else section(worth),
         undefined=judged.result.undefined.get("ap", ()),
@@ -102,7 +102,7 @@ def render(
         side=pictures.side if pictures else 0,
         heated=bool(pictures and pictures.heated),
         parts=[_part(part) for part in judged.parts],
-        parts_moved=_moved([part.replicates.overall for part in judged.parts if part.replicates]),
+        parts_moved=_known([part.replicates.overall for part in judged.parts if part.replicates]),
     )
 
 
@@ -122,9 +122,9 @@ def _headline(judged: Judged) -> list[dict[str, Any]]:
 _CALIBRATED = ("macro_f1_at_half", "ece", "macro_ece")
 
 
-def _moved(averages: Sequence[Mapping[str, Resampled]]) -> str:
-    """Why these mAPs may stand above their intervals, where they do."""
-    return bias_note(float(drawn["macro_ap"].bias) for drawn in averages)
+def _known(averages: Sequence[Mapping[str, Resampled]]) -> str:
+    """What to know about these mAPs and their intervals."""
+    return note_of(drawn["macro_ap"] for drawn in averages)
 
 
 def _groups(judged: Judged) -> list[dict[str, Any]]:

@@ -85,6 +85,9 @@ def test_show_of_what_is_no_run(cxrlt: Any) -> None:
     assert done.code == 5
     assert "there is no such run directory" in done.err
     assert cxrlt("runs", "show").code == 5
+    missing = cxrlt("predict", "absent", "--split", "test")
+    assert missing.code == 5
+    assert "there is no such run directory" in missing.err
 
 
 def test_doctor_is_one_paste(cxrlt: Any, install: Any) -> None:

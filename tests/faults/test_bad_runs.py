@@ -205,7 +205,7 @@ def test_predictions_of_another_model_are_a_run_error(run: RunDir, tmp_path: Pat
 
 
 def test_a_file_is_no_run(run: RunDir) -> None:
-    with pytest.raises(RunError, match="no such run directory"):
+    with pytest.raises(RunError, match="is a file, and a run is a directory"):
         evaluate.run([run.model])
 
 

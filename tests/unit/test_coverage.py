@@ -383,3 +383,16 @@ def test_a_bias_is_told_where_it_shows() -> None:
 
     assert bias_note([]) == bias_note([0.001, -0.2]) == ""
     assert "by up to 0.031;" in bias_note([0.012, 0.031])
+
+
+def test_it_is_told_where_too_few_patients_decide() -> None:
+    from cxrlt_cli.bootstrap import note_of
+
+    values = np.linspace(0.1, 0.3, 200)
+    many, few = (Resampled("macro_ap", values, freedom=freedom) for freedom in (30, 3))
+    none = Resampled("macro_ap", 0 * values, freedom=0)
+    assert note_of([many, none]) == note_of([]) == ""
+    assert "nearly [0, 1]" in note_of([many, few])
+    both = note_of([replace(many, bias=0.02), few]).splitlines()
+    assert len(both) == 2
+    assert "0.020" in both[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cxrlt_cli.bootstrap import Difference, Resampled, bias_note, p_text
+from cxrlt_cli.bootstrap import Difference, Resampled, note_of, p_text
 from cxrlt_cli.commands.evaluate.compare import Comparison
 from cxrlt_cli.commands.evaluate.scored import Scored
 from cxrlt_cli.events import Table
@@ -97,10 +97,10 @@ def _interval_note(scored: Sequence[Scored], groups: Sequence[str] = ()) -> str:
     if not drawn:
         return ""
     shown = [averages["macro_ap"] for reps in drawn for averages in (reps.overall, *(reps.groups[g] for g in groups))]
-    moved = bias_note(float(one.bias) for one in shown)
+    few = note_of(shown)
     patients = spread(reps.patients for reps in drawn)
     note = f"In brackets: 95 % intervals from {drawn[0].resamples:,} resamples of {patients} patients."
-    return f"{note}\n{moved}".rstrip()
+    return f"{note}\n{few}".rstrip()
 
 
 def _calibration(one: Scored) -> Table:
@@ -172,8 +172,8 @@ def _subsets(one: Scored) -> Table:
         )
         rows.append((f"{subset.by} {subset.value}", f"{subset.images:,}", f"{subset.patients:,}", *figures))
     drawn = [subset.replicates.overall for subset in one.subsets if subset.replicates]
-    moved = bias_note(float(averages["macro_ap"].bias) for averages in drawn)
-    note = f"A subset has its own prevalence and its own absent classes: mAP of subsets is not on one scale.\n{moved}"
+    few = note_of(averages["macro_ap"] for averages in drawn)
+    note = f"A subset has its own prevalence and its own absent classes: mAP of subsets is not on one scale.\n{few}"
     return Table(("subset", "images", "patients", *_RANKED), tuple(rows), note=note.rstrip())
 
 
