@@ -365,3 +365,10 @@ def test_links_lead_somewhere(document: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
             assert anchor in map(slug, headings), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("name", ["explanation", "howto", "reference"])
+def test_tables_of_contents_are_whole(name: str) -> None:
+    text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", text, re.M)
+    assert re.findall(r"^- \[(.*)\]\(#.*\)$", text.partition("\n## ")[0], re.M) == headings
