@@ -149,9 +149,10 @@ def _log_likelihood(line: Array, x: Array, positive: npt.NDArray[np.bool_]) -> f
 
 def newton_step(line: Array, x: Array, positive: npt.NDArray[np.bool_]) -> Array:
     """The step (2,) of intercept and slope from ``line`` towards the most likely one."""
-    slopes, curvature = newton_terms(line, x, positive)
-    g0, g1 = slopes.sum(axis=0)
-    h00, h01, h11 = curvature.sum(axis=0)
+    error, spread = _errors(line, x, positive)
+    leaning = spread * x
+    g0, g1 = error.sum(), error @ x
+    h00, h01, h11 = spread.sum(), leaning.sum(), leaning @ x
     determinant = h00 * h11 - h01 * h01
     if determinant <= 0:  # so far from the data that every image is sure
         return np.zeros(2)
@@ -160,6 +161,11 @@ def newton_step(line: Array, x: Array, positive: npt.NDArray[np.bool_]) -> Array
 
 def newton_terms(line: Array, x: Array, positive: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
     """What each image adds to a Newton step: to the gradient (n, 2), and to the curvature (n, 3) as 00, 01, 11."""
-    q = 1 / (1 + np.exp(-np.clip(line[0] + line[1] * x, -700, 700)))
-    error, spread = positive - q, q * (1 - q)
+    error, spread = _errors(line, x, positive)
     return np.stack([error, error * x], axis=1), np.stack([spread, spread * x, spread * x * x], axis=1)
+
+
+def _errors(line: Array, x: Array, positive: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Label less probability, and the variance of the label, (n,) each."""
+    q = 1 / (1 + np.exp(-np.clip(line[0] + line[1] * x, -700, 700)))
+    return positive - q, q * (1 - q)
