@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from cxrlt_cli.report.text import escape
 
 _WIDTH, _HEIGHT = 220, 178
 _LEFT, _RIGHT, _TOP, _BOTTOM = 30, 6, 6, 32

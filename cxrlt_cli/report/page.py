@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from cxrlt_cli.bootstrap import p_text
+from cxrlt_cli.report.text import shown
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -30,6 +31,7 @@ def _environment() -> Environment:
         loader=PackageLoader("cxrlt_cli.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_final,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -43,6 +45,11 @@ def _environment() -> Environment:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals.update(sort_script=Markup(script), sort_digest=digest)
     return environment
+
+
+def _final(value: Any) -> Any:
+    """What a page shows of a value; markup is our own."""
+    return shown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def spread(counts: Iterable[int]) -> str:

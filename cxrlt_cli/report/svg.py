@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from cxrlt_cli.report.text import apart, escape
 
 _BAR, _AXIS, _HEAD, _CELL = 6, 18, 18, 17
 #: Height of a bar of a waterfall, and of the room it has.
@@ -249,10 +250,10 @@ def heat_map(
     shown = names if rows is None else rows
     number = {name: f" {place + 1}" for place, name in enumerate(names)}
     notes = [f" ({note})" for note in notes] if notes is not None else [""] * len(shares)
-    labels = [f"{name}{note}{number.get(name, '')}" for name, note in zip(shown, notes, strict=True)]
+    ends = [f"{note}{number.get(name, '')}" for name, note in zip(shown, notes, strict=True)]
     texts = [
-        f'<text x="100%" y="{_HEAD + row * _CELL + 12}" text-anchor="end">{escape(label)}</text>'
-        for row, label in enumerate(labels)
+        f'<text x="100%" y="{_HEAD + row * _CELL + 12}" text-anchor="end">{apart(name)}{escape(end)}</text>'
+        for row, (name, end) in enumerate(zip(shown, ends, strict=True))
     ]
     width = 100 / len(names)
     cells = [
@@ -262,7 +263,8 @@ def heat_map(
     for row, values in enumerate(shares):
         known = [(column, value) for column, value in enumerate(values) if not math.isnan(value)]
         cells.extend(_cell(row, column, value, (shown[row], names[column]), width) for column, value in known)
-    total, margin = _HEAD + len(labels) * _CELL, 16 + 7 * max(map(len, labels), default=0)
+    longest = max((len(name) + len(end) for name, end in zip(shown, ends, strict=True)), default=0)
+    total, margin = _HEAD + len(shown) * _CELL, 16 + 7 * longest
     style = f"grid-template-columns: {margin}px 1fr; min-width: {margin + 14 * len(names)}px"
     return f'<div class="map" style="{style}">{_svg("", total, texts)}{_svg(title, total, cells)}</div>'
 

@@ -92,7 +92,7 @@ def test_several_runs_are_compared_in_a_report_where_one_is_asked_for(
     assert not list(tmp_path.rglob("*.html"))
     assert evaluate(cxrlt, run.path, other.path, "--report", "both.html").code == 0
     text = Path("both.html").read_text(encoding="utf-8")
-    assert "other minus run &lt;b&gt;" in text
+    assert "<bdi>other</bdi> minus <bdi>run &lt;b&gt;" in text
     assert "adjusted over the classes" in text
 
 

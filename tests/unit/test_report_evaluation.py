@@ -131,6 +131,17 @@ def test_text_from_data_is_escaped(text: str, compared: str) -> None:
     assert '<img src="x' not in text
 
 
+def test_no_name_turns_the_text_beside_it() -> None:
+    names = ("\u202eEVIL\x00", "\u0639\u0631\u0628\u064a", "\u2069mass", "d", "nowhere")
+    one = judged(names, image_id=[f"\u2067{row}" for row in range(300)])
+    page = rendered(one)
+    assert not re.search("[\x00\u202a-\u202e\u2066-\u2069]", page)
+    for drawn in ("<td>\ufffdEVIL\ufffd</td>", '<tspan class="name">\ufffdEVIL\ufffd</tspan>'):
+        assert drawn in page
+    called = re.findall(r"<figcaption><b>(.*?) 0\.\d{3}</b><bdi>\ufffd\d+</bdi>", page)
+    assert {"<bdi>\ufffdEVIL\ufffd</bdi>", "<bdi>\u0639\u0631\u0628\u064a</bdi>"} < set(called)
+
+
 def test_every_link_leads_somewhere(text: str) -> None:
     attributes = Page(text).attributes
     places = {value for _, name, value in attributes if name == "id"}
