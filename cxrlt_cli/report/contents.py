@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,8 +139,12 @@ class Pictures:
         side: their side, in pixels.
         plain: row of the image -> JPEG.
         heated: row of the image and class -> JPEG with what speaks for the class marked; empty without heat maps.
+        places: how many places a heat map has, from top to bottom and from left to right.
+        silent: rows and classes of heat maps where no place speaks for the class.
     """
 
     side: int
     plain: Mapping[int, bytes] = field(default_factory=dict)
     heated: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
+    places: tuple[int, int] = (0, 0)
+    silent: Collection[tuple[int, int]] = ()

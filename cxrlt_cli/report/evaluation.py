@@ -100,7 +100,7 @@ def render(
         confusions=_confusions(judged),
         mistakes=_mistakes(judged, mistakes, pictures),
         side=pictures.side if pictures else 0,
-        heated=bool(pictures and pictures.heated),
+        places=pictures.places if pictures and pictures.heated else None,
         parts=[_part(part) for part in judged.parts],
         parts_moved=_known([part.replicates.overall for part in judged.parts if part.replicates]),
     )
@@ -255,7 +255,12 @@ def _mistake(judged: Judged, one: Mistake, pictures: Pictures | None) -> dict[st
         "posterior": one.posterior,
         "there": there[:4],
         "more": max(0, len(there) - 4),
-        "pictures": [_uri(data) for data in (plain, warm) if data is not None],
+        "pictures": [
+            (_uri(data), f"{what} {judged.image_id[one.row]}")
+            for what, data in (("image", plain), (f"what speaks for {judged.classes[one.c]} in", warm))
+            if data is not None
+        ],
+        "silent": pictures is not None and (one.row, one.c) in pictures.silent,
     }
 
 

@@ -139,6 +139,7 @@ def test_heat_maps_stand_beside_the_pictures(cxrlt: Cxrlt, prepared: Prepared, t
     assert pictures[0] > 0
     assert pictures[1] == 2 * pictures[0]
     assert "Grad-CAM" in warm.read_text(encoding="utf-8")
+    assert re.search(r"has \d \u00d7 \d places", warm.read_text(encoding="utf-8"))
 
 
 def test_an_ensemble_has_no_heat_maps(cxrlt: Cxrlt, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

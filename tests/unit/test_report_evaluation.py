@@ -62,7 +62,7 @@ def pictures(one: Judged) -> Pictures:
     found = worst(one)
     pixels = {mistake.row: rng.integers(0, 256, (96, 96), dtype=np.uint8) for mistake in found}
     warm = {(mistake.row, mistake.c): heated(pixels[mistake.row], rng.random((3, 3))) for mistake in found}
-    return Pictures(96, jpegs(pixels), jpegs(warm))
+    return Pictures(96, jpegs(pixels), jpegs(warm), places=(3, 3))
 
 
 def rendered(one: Judged, shots: Pictures | None = None) -> str:
@@ -207,6 +207,24 @@ def test_a_heat_map_marks_its_place_and_nothing_else() -> None:
     made = heated(np.full((96, 96), 100, np.uint8), heat)
     assert made[0, 0, 0] > 150 > made[0, 0, 2]
     assert (made[60:, 60:] == 100).all()
+
+
+def test_heat_maps_say_how_coarse_they_are_and_where_they_are_empty(one: Judged, text: str) -> None:
+    found, made = worst(one), pictures(one)
+    assert "has 3 \u00d7 3 places, and the orange is no finer" in text
+    assert "no place speaks for it" not in text
+    silent = {(found[0].row, found[0].c)}
+    page = rendered(one, replace(made, places=(1, 1), silent=silent))
+    assert "has 1 \u00d7 1 places: it cannot tell where" in page
+    assert page.count("no place speaks for it") == 1
+    assert "places" not in Page(rendered(one, Pictures(96, made.plain))).text
+
+
+def test_pictures_are_told_apart_without_eyes(one: Judged, text: str) -> None:
+    said = [value for tag, name, value in Page(text).attributes if (tag, name) == ("img", "alt")]
+    first = worst(one)[0]
+    image = one.image_id[first.row]
+    assert said[:2] == [f"image {image}", f"what speaks for {one.classes[first.c]} in {image}"]
 
 
 @pytest.mark.parametrize(("size", "side"), [(512, 96), (128, 96), (96, 72), (32, 24)])

@@ -290,7 +290,13 @@ def _pictures(of: Predicted, mistakes: Sequence[Mistake], heatmaps: bool, emit: 
     pixels = dict(zip(shown, small, strict=True))
     heats = _heats(of, mistakes, emit) if heatmaps else {}
     warm = {(row, c): heated(pixels[row], heat) for (row, c), heat in heats.items()}
-    return Pictures(side_of(of.images.prepared.size), jpegs(pixels), jpegs(warm))
+    return Pictures(
+        side_of(of.images.prepared.size),
+        jpegs(pixels),
+        jpegs(warm),
+        places=next((heat.shape for heat in heats.values()), (0, 0)),
+        silent=frozenset(key for key, heat in heats.items() if not heat.any()),
+    )
 
 
 def _heats(of: Predicted, mistakes: Sequence[Mistake], emit: Emit) -> dict[tuple[int, int], Any]:
