@@ -34,9 +34,9 @@ const body = document.querySelector("table.sortable tbody");
 const names = () => [...body.rows].map((row) => row.cells[0].innerText);
 const heads = [...body.parentElement.tHead.rows[0].cells];
 const found = { width: innerWidth, needs: document.documentElement.scrollWidth, before: names() };
-heads[5].querySelector("button").click();
+heads[3].querySelector("button").click();
 found.down = names(); found.sorted = heads.map((h) => h.getAttribute("aria-sort"));
-heads[5].querySelector("button").click();
+heads[3].querySelector("button").click();
 found.up = names();
 heads[0].querySelector("button").focus();
 found.focus = document.activeElement.innerText;
@@ -49,10 +49,13 @@ found.stacked = label.bottom <= lane.top + 1; found.beside = label.right <= lane
 found.share = lane.width / box(up).width;
 found.bar = box(up.querySelector("rect")).width / lane.width;
 found.colours = ["up", "down", "end"].map((kind) => getComputedStyle(document.querySelector(`rect.${kind}`)).fill);
-const long = [...document.querySelectorAll("table.sortable tbody td:first-child")];
+const long = [...document.querySelectorAll("table.sortable tbody th")];
 found.over = long.filter((cell) => cell.scrollWidth > cell.clientWidth + 1).map((cell) => cell.innerText);
 const scroll = body.closest(".scroll");
 found.hidden = scroll.scrollWidth - scroll.clientWidth;
+found.ap = box(body.rows[0].cells[3]).right - box(scroll).right;
+found.letters = parseFloat(getComputedStyle(document.querySelector("svg.panel text")).fontSize)
+  * box(document.querySelector("svg.panel")).width / 220;
 found.bare = box(document.querySelector(".fall .bare")).height;
 found.paper = getComputedStyle(document.body).backgroundColor;
 parent.document.body.dataset.found = JSON.stringify(found);
@@ -95,6 +98,8 @@ def test_it_fits_a_phone_and_sorts(page: Path) -> None:
     found = probed(page, "--blink-settings=preferredColorScheme=0", width=390)
     assert found["width"] == 390
     assert found["needs"] <= 390
+    assert found["ap"] <= 0  # average precision is in sight before any scrolling
+    assert found["letters"] > 9
     assert found["over"] == []  # no name runs into the next column
     one = judged(CLASSES)
     known = [name for name in one.classes if name != "nowhere"]
@@ -102,7 +107,7 @@ def test_it_fits_a_phone_and_sorts(page: Path) -> None:
     assert found["before"] == [one.classes[c] for c in one.order]
     assert found["down"] == [*sorted(known, key=lambda name: -ap[name]), "nowhere"]
     assert found["up"] == [*sorted(known, key=lambda name: ap[name]), "nowhere"]  # what has no figure stays last
-    assert found["sorted"] == [None] * 5 + ["descending"] + [None] * 10
+    assert found["sorted"] == [None] * 3 + ["descending"] + [None] * 12
     assert found["sorted_last"] == ["ascending"] + [None] * 15
     assert sorted(found["named"]) == sorted(found["before"])
     assert found["focus"].startswith("class")
@@ -118,6 +123,7 @@ def test_a_wide_window_and_light(page: Path) -> None:
     found = probed(page, "--blink-settings=preferredColorScheme=1", width=1280)
     assert found["width"] == 1280
     assert found["needs"] <= 1280
+    assert found["letters"] > 9
     assert found["hidden"] == 0  # all columns of the classes are in sight
     assert found["paper"] == "rgb(255, 255, 255)"
     assert found["beside"]

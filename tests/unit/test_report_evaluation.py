@@ -136,7 +136,7 @@ def test_no_name_turns_the_text_beside_it() -> None:
     one = judged(names, image_id=[f"\u2067{row}" for row in range(300)])
     page = rendered(one)
     assert not re.search("[\x00\u202a-\u202e\u2066-\u2069]", page)
-    for drawn in ("<td>\ufffdEVIL\ufffd</td>", '<tspan class="name">\ufffdEVIL\ufffd</tspan>'):
+    for drawn in ('<th scope="row">\ufffdEVIL\ufffd</th>', '<tspan class="name">\ufffdEVIL\ufffd</tspan>'):
         assert drawn in page
     called = re.findall(r"<figcaption><b>(.*?) 0\.\d{3}</b><bdi>\ufffd\d+</bdi>", page)
     assert {"<bdi>\ufffdEVIL\ufffd</bdi>", "<bdi>\u0639\u0631\u0628\u064a</bdi>"} < set(called)
@@ -152,11 +152,21 @@ def test_every_class_stands_with_its_figures(one: Judged, text: str) -> None:
     rows = {row[0]: row for row in Page(text).rows if len(row) == 16}
     for c, name in enumerate(one.classes):
         row, figures = rows[name], one.result.per_class
-        assert row[1] == one.result.group[c]
-        assert row[3].rstrip("*") == str(one.result.positives[c])
-        assert row[5].startswith("\u2013" if np.isnan(figures["ap"][c]) else f"{figures['ap'][c]:.3f}")
-        assert row[8] == ("\u2013" if np.isnan(figures["f1"][c]) else f"{figures['f1'][c]:.3f}")
-        assert row[11] == "0.400"
+        assert row[15] == one.result.group[c]
+        assert row[2].rstrip("*") == str(one.result.positives[c])
+        assert row[3].startswith("\u2013" if np.isnan(figures["ap"][c]) else f"{figures['ap'][c]:.3f}")
+        assert row[6] == ("\u2013" if np.isnan(figures["f1"][c]) else f"{figures['f1'][c]:.3f}")
+        assert row[9] == "0.400"
+
+
+def test_tables_can_be_read_out_and_scrolled_by_keyboard(text: str, compared: str) -> None:
+    for page in (text, compared):
+        tags = re.findall(r"<th\b(?: scope=\"\w+\")?", page)
+        assert set(tags) == {'<th scope="col"', '<th scope="row"'}
+        bodies = re.findall(r"<tbody>(.*?)</tbody>", page, flags=re.DOTALL)
+        assert all(row.startswith('<th scope="row">') for body in bodies for row in body.split("<tr>")[1:])
+        scrolled = [tag for tag in re.findall("<[^>]*>", page) if 'class="scroll"' in tag]
+        assert all(re.search('role="region" tabindex="0" aria-label="[^"]+"', tag) for tag in scrolled)
 
 
 def test_the_headline_has_intervals_and_chance(one: Judged, text: str) -> None:
