@@ -10,9 +10,9 @@ import numpy as np
 
 from cxrlt_cli.bootstrap import Resampled, note_of
 from cxrlt_cli.metrics import ALL_GROUPS, RARE
-from cxrlt_cli.report.contents import Array, Judged, Part, Pictures, Ran, Worth
+from cxrlt_cli.report.contents import Judged, Part, Pictures, Ran, Worth
 from cxrlt_cli.report.curves import Rare, interval_bar, long_tail
-from cxrlt_cli.report.mistakes import Mistake, confusions
+from cxrlt_cli.report.mistakes import Confusions, Mistake, confusions
 from cxrlt_cli.report.page import figure, page
 from cxrlt_cli.report.panels import panels
 from cxrlt_cli.report.svg import heat_map
@@ -211,7 +211,7 @@ def _confusions(judged: Judged) -> dict[str, Any]:
     found = confusions(judged)
     called = [c for c in sorted(judged.order, key=lambda c: -found.alarms[c]) if found.alarms[c]][:MOST_CONFUSED]
     shown = [c for c in judged.order if c in called]
-    rows = [_confused(judged, found.shares[c], found.usual[c]) | _alarms(judged, c, found) for c in called]
+    rows = [_confused(judged, c, found) | _alarms(judged, c, found) for c in called]
     frequent = sorted(judged.order, key=lambda c: -judged.result.positives[c])[:MOST_CONFUSED]
     columns = [c for c in judged.order if c in frequent]
     names = [judged.classes[c] for c in columns]
@@ -226,14 +226,15 @@ def _confusions(judged: Judged) -> dict[str, Any]:
     }
 
 
-def _alarms(judged: Judged, c: int, found: Any) -> dict[str, Any]:
+def _alarms(judged: Judged, c: int, found: Confusions) -> dict[str, Any]:
     return {"name": judged.classes[c], "alarms": int(found.alarms[c]), "nothing": float(found.nothing[c])}
 
 
-def _confused(judged: Judged, shares: Array, usual: Array) -> dict[str, Any]:
-    """The findings that are there more often than usual, by how much more often."""
-    more = np.where(np.isnan(shares), -np.inf, shares - usual)
-    places = [int(k) for k in np.argsort(-more, kind="stable")[:3] if more[k] > 0]
+def _confused(judged: Judged, c: int, found: Confusions) -> dict[str, Any]:
+    """The three findings that are there more often than usual and than by chance, by how much more often."""
+    shares, usual = found.shares[c], found.usual[c]
+    more = np.where(found.likely[c], shares - usual, -np.inf)
+    places = [int(k) for k in np.argsort(-more, kind="stable")[:3] if found.likely[c, k]]
     return {"instead": [{"name": judged.classes[k], "share": shares[k], "usual": usual[k]} for k in places]}
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from cxrlt_cli.metrics import GROUPS
 from cxrlt_cli.metrics.calibration import log_odds_of
 from cxrlt_cli.report.contents import Array, Judged
+from cxrlt_cli.report.shapes import wilson
 
 Kind = Literal["false alarm", "miss"]
 
@@ -94,12 +95,15 @@ class Confusions:
         shares: (C, C): of the wrong calls of a row's class with a known label of a column's class, the share that has
             it; nan where there are none, and on the diagonal.
         usual: (C, C): the same share among all images whose label of the row's class is 0.
+        likely: (C, C): whether a share is above the usual one by more than chance: of two images at least, and the
+            lower end of its 95 % interval (Wilson) is above it.
         nothing: (C,) share of the wrong calls without any known finding; nan where there are none.
     """
 
     alarms: npt.NDArray[np.int64]
     shares: Array
     usual: Array
+    likely: npt.NDArray[np.bool_]
     nothing: Array
 
 
@@ -109,15 +113,23 @@ def confusions(judged: Judged) -> Confusions:
     wrong = absent & judged.decisions
     alarms = wrong.sum(axis=0)
     empty = ~positive.any(axis=1)
-    shares, usual = _shares(wrong, positive, known), _shares(absent, positive, known)
+    shares, low = _shares(wrong, positive, known)
+    usual, _ = _shares(absent, positive, known)
     np.fill_diagonal(shares, np.nan)
     np.fill_diagonal(usual, np.nan)
     nothing = np.where(alarms > 0, (wrong & empty[:, None]).sum(axis=0) / np.maximum(alarms, 1), np.nan)
-    return Confusions(alarms, shares, usual, nothing)
+    return Confusions(alarms, shares, usual, low > usual, nothing)
 
 
-def _shares(chosen: npt.NDArray[np.bool_], positive: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]) -> Array:
-    """(C, C): of the images chosen for a row with a known label of a column, the share that is positive."""
+def _shares(
+    chosen: npt.NDArray[np.bool_], positive: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_]
+) -> tuple[Array, Array]:
+    """(C, C): of the images chosen for a row with a known label of a column, the share that is positive.
+
+    Returns:
+        The shares, and the lower ends of their intervals, nan for fewer than two positives.
+    """
     rows = chosen.astype(np.float32).T
     hit, all_of = rows @ positive.astype(np.float32), rows @ known.astype(np.float32)
-    return np.where(all_of > 0, hit / np.maximum(all_of, 1), np.nan).astype(np.float64)
+    shares = np.where(all_of > 0, hit / np.maximum(all_of, 1), np.nan).astype(np.float64)
+    return shares, np.where(hit > 1, wilson(hit, np.maximum(all_of, 1))[0], np.nan)

@@ -119,6 +119,24 @@ def test_confusions_by_hand() -> None:
     np.testing.assert_allclose(found.usual[0], [np.nan, 2 / 4, 1 / 3])
     assert np.isnan(found.shares[1:]).all()
     assert found.nothing[0] == 0
+    assert not found.likely.any()  # two of three are no more than chance where one in two is usual
+
+
+def test_sources_of_false_alarms_are_no_chance() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.zeros((400, 4), np.int8)
+    called = np.zeros((400, 4), bool)
+    called[:40, 0] = called[:1, 1] = True
+    labels[:20, 1] = labels[380:, 1] = 1  # 20 of 40, usually 40 of 400
+    labels[:5, 2] = labels[360:, 2] = 1  # 5 of 40, usually 45 of 400
+    labels[0, 3] = 1  # one of 40
+    one = judged(tuple("abcd"), (0.1,) * 4, count=400, resamples=2)
+    order = rng.permutation(400)
+    one = judged(
+        tuple("abcd"), (0.1,) * 4, count=400, resamples=2, labels=labels[order], decisions=called[order],
+        order=[0, 1, 2, 3], result=one.result,
+    )  # fmt: skip
+    assert np.argwhere(confusions(one).likely).tolist() == [[0, 1]]
 
 
 # -- drawings ------------------------------------------------------------------------------------------------------
