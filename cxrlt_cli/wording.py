@@ -37,6 +37,11 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return names[close[0]] if close else None
 
 
+def count(number: int, thing: str, things: str = "") -> str:
+    """A number of things: ``"1 class"``, ``"1,200 images"``; ``things`` where there is more to it than an s."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"``, or an empty string; made to be appended to a sentence."""
     near = nearest(word, known)

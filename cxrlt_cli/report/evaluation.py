@@ -20,19 +20,19 @@ from cxrlt_cli.report.worth import section
 
 #: Words for the groups of classes.
 RANGES = {
-    "head": "head, above 10 %",
-    "medium": "medium, 1 to 10 %",
-    "tail": "tail, below 1 %",
+    "head": "head, above 10\u00a0%",
+    "medium": "medium, 1 to 10\u00a0%",
+    "tail": "tail, below 1\u00a0%",
     "rare": f"rare, fewer than {RARE} here",
 }
 #: The headline: label, figure, what it is.
 HEADLINE = (
     ("mAP", "macro_ap", "mean over classes of average precision"),
-    ("AUROC", "macro_auroc", "mean over classes"),
-    ("F1", "macro_f1", "of the default decisions"),
-    ("F1 at 0.5", "macro_f1_at_half", "a finding called from posterior 0.5 on"),
-    ("ECE", "ece", "all entries together"),
-    ("class ECE", "macro_ece", "mean over classes"),
+    ("AUROC", "macro_auroc", "mean over classes of the area under the ROC curve"),
+    ("F1", "macro_f1", "mean over classes, of the default decisions"),
+    ("F1 at 0.5", "macro_f1_at_half", "with a finding called from posterior 0.5 on"),
+    ("ECE", "ece", "calibration error, all entries together"),
+    ("class ECE", "macro_ece", "mean over classes of their calibration error"),
 )
 #: Columns of the table of groups.
 GROUPED = ("macro_ap", "macro_auroc", "macro_f1", "macro_f1_at_half", "macro_ece")

@@ -59,5 +59,8 @@ def spread(counts: Iterable[int]) -> str:
 
 
 def figure(value: float, digits: int = 3, sign: str = "") -> str:
-    """A figure with three digits after the point; a dash where it is undefined."""
-    return "\u2013" if math.isnan(value) else f"{value:{sign}.{digits}f}".replace("-", "\u2212")
+    """A figure with three digits after the point; a dash where it is undefined, and no sign where it is 0."""
+    if math.isnan(value):
+        return "\u2013"
+    text = f"{value:{sign}.{digits}f}"
+    return (text if text.strip("+-0.") else f"{0:.{digits}f}").replace("-", "\u2212")

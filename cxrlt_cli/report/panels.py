@@ -52,7 +52,8 @@ def reliability_panel(judged: Judged, c: int) -> tuple[str, str]:
     note = f"ECE {figure(float(judged.result.per_class['ece'][c]))}"
     if judged.uncalibrated is not None and judged.before is not None:
         before = reliability(judged.labels[:, c], judged.uncalibrated[:, c])
-        marks.append(panel.line(zip(before.posterior.tolist(), before.share.tolist(), strict=True), "l1 broken"))
+        points = list(zip(before.posterior.tolist(), before.share.tolist(), strict=True))
+        marks += [panel.line(points, "l1 broken"), *(panel.dot(x, y, "s1") for x, y in points[:1] if len(points) == 1)]
         note += f", before {figure(float(judged.before.per_class['ece'][c]))}"
     marks += _bins(panel, after)
     return panel.drawn(marks, f"Reliability: {judged.classes[c]}"), note

@@ -123,8 +123,7 @@ def _say(one: Waterfall) -> Say:
 
 
 def _said(value: float, sign: str = "", *, digits: int) -> str:
-    text = figure(value, digits, sign)
-    return text if text.strip("+\u22120.") else figure(0.0, digits)
+    return figure(value, digits, sign)
 
 
 def _span(low: float | None, high: float | None, say: Say, sign: str = "") -> str:

@@ -16,6 +16,7 @@ from cxrlt_cli.bootstrap import holm, paired
 from cxrlt_cli.report import comparison, evaluation
 from cxrlt_cli.report.contents import Contrast, Judged, Pictures, Ran
 from cxrlt_cli.report.mistakes import worst
+from cxrlt_cli.report.page import figure
 from cxrlt_cli.report.thumbnails import heated, jpegs, side_of
 
 RAN = Ran([("run", "runs/<b>&\"'")], "name: <script>x</script>", ["<i>remark"], ["<i>warning"])
@@ -209,6 +210,28 @@ def test_differences_are_shown_with_their_intervals(compared: str) -> None:
     assert re.fullmatch(r"[+\u2212]\d\.\d{3}", rows[0][1])
     assert re.fullmatch(r"[+\u2212]\d\.\d{3} to [+\u2212]\d\.\d{3}", rows[0][2])
     assert "Detectable" in compared
+
+
+def test_what_rounds_to_nothing_has_no_sign() -> None:
+    assert figure(-0.0004, 3, "+") == figure(0.0004, 3, "+") == figure(-0.0, 3, "+") == "0.000"
+    assert figure(-0.0005001, 3, "+") == "\u22120.001"
+    assert figure(0.4, 3, "+") == "+0.400"
+
+
+def test_words_for_laymen(text: str) -> None:
+    shown = " ".join(Page(text).text.split())
+    for words in ("area under the ROC curve", "calibration error, all entries", "mean squared error of the posterior"):
+        assert words in shown
+    assert "1 to 10\u00a0%" in text  # a figure and its % stand on one line
+
+
+def test_what_ran_stands_run_by_run(one: Judged) -> None:
+    facts = [("run", "a"), ("weights", "1"), ("run", "b"), ("split", "dev")]
+    page = comparison.render([one, one], [], Ran(facts))
+    assert re.findall(r'<dt class="first">(\w+)</dt><dd class="first">(\w+)</dd>', page) == [
+        ("run", "b"),
+        ("split", "dev"),
+    ]
 
 
 def test_a_heat_map_marks_its_place_and_nothing_else() -> None:

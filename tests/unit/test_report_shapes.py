@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 
 from cxrlt_cli.report.curves import Panel, Rare, interval_bar, linear, log_odds, long_tail
 from cxrlt_cli.report.mistakes import IN_A_GROUP, OF_A_CLASS, confusions, worst
+from cxrlt_cli.report.panels import reliability_panel
 from cxrlt_cli.report.shapes import MOST_STEPS, at_thresholds, precision_over_recall, reliability, wilson
 
 
@@ -137,6 +138,14 @@ def test_sources_of_false_alarms_are_no_chance() -> None:
         order=[0, 1, 2, 3], result=one.result,
     )  # fmt: skip
     assert np.argwhere(confusions(one).likely).tolist() == [[0, 1]]
+
+
+def test_few_images_have_a_dot_before_calibration() -> None:
+    one = judged(tuple("abc"), (0.3,) * 3, count=60, resamples=2)
+    drawing, note = reliability_panel(one, 2)  # 20 known labels make one bin
+    assert drawing.count('<circle class="s1"') == 1
+    assert "before" in note
+    assert '<circle class="s1"' not in reliability_panel(one, 0)[0]
 
 
 # -- drawings ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from cxrlt_cli.commands.evaluate.subsets import Column, columns_of
 from cxrlt_cli.contracts import UNKNOWN
 from cxrlt_cli.errors import DataError
 from cxrlt_cli.events import Emit, Notice
+from cxrlt_cli.wording import count
 
 #: Where groups are from when no training table is given.
 LABELS_EVALUATED = "the labels evaluated"
@@ -67,7 +68,8 @@ def read_files(files: Files, emit: Emit) -> Predicted:
     return Predicted(
         name=files.predictions.name,
         path=str(files.predictions),
-        title=f"{files.predictions}, against {files.labels}: {len(image_id):,} images, {len(classes)} classes",
+        title=f"{files.predictions}, against {files.labels}: {count(len(image_id), 'image')}, "
+        f"{count(len(classes), 'class', 'classes')}",
         about={
             "predictions": str(files.predictions),
             "labels": str(files.labels),

@@ -13,6 +13,7 @@ from cxrlt_cli.commands.evaluate.show import number
 from cxrlt_cli.events import Table
 from cxrlt_cli.gap import FEWEST, Gap, Step, Waterfall
 from cxrlt_cli.report.contents import Worth
+from cxrlt_cli.wording import count
 
 #: Component -> how it is called.
 TITLES = {
@@ -125,7 +126,9 @@ def _full(found: Found, figure: str) -> Table:
         rows.append(("  one such test set", "", _range(one.prediction), ""))
     if figure in found.observed:
         rows.append((f"observed on {target}", "", "", number(found.observed[figure])))
-    title = f"{found.run}: {HEADINGS[figure]} from {split} to {target}, {len(found.gap.classes)} classes"
+    title = (
+        f"{found.run}: {HEADINGS[figure]} from {split} to {target}, {count(len(found.gap.classes), 'class', 'classes')}"
+    )
     note = f"95 % intervals from {found.gap.resamples:,} resamples of the patients. Changes add up, in this order."
     return Table(("", "change", "interval", HEADINGS[figure]), tuple(rows), title=title, note=note)
 

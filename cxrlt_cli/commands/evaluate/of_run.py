@@ -29,6 +29,7 @@ from cxrlt_cli.decisions import CrossFitted, Decisions
 from cxrlt_cli.errors import DataError, RunError
 from cxrlt_cli.events import Emit, Notice
 from cxrlt_cli.posterior import posterior_of
+from cxrlt_cli.wording import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ def _title(run: OpenRun, prepared: Prepared, split: str, images: int, tta: str) 
     views = "" if tta == "none" else f", test-time augmentation {tta!r}"
     folds = split != "test" and run.recipe.data.fold is not None and "fold" in prepared.frame
     part = f"{split} (fold {run.recipe.data.fold})" if folds else split
-    return f"{run.dir.path}, {run.made}, on {part} of {prepared.name}: {images:,} images{views}"
+    return f"{run.dir.path}, {run.made}, on {part} of {prepared.name}: {count(images, 'image')}{views}"
 
 
 def _about(run: OpenRun, prepared: Prepared, tta: str, how: str, decisions: Decisions | None) -> dict[str, object]:
