@@ -102,6 +102,9 @@ def test_it_is_told_in_tables_and_takes_a_split_without_torch(runs: list[Path], 
     assert "minus plain mean" not in text  # the plain mean is no rival of itself
     assert "mean of 3 members" in text
     assert "p: two-sided" in text
+    report = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
+    assert "<dt>made by</dt><dd>ensemble (mean)</dd>" in report
+    assert f"<dt>members</dt><dd>{', '.join(f'{run.name} (weight 0.333)' for run in runs)}</dd>" in report
 
 
 def test_evaluate_scores_the_out_of_fold_predictions(cxrlt: Cxrlt, runs: list[Path], prepared: Prepared) -> None:

@@ -107,6 +107,9 @@ def test_evaluate_and_predict_take_it(method: str, made: dict[str, Path], cxrlt:
     shutil.copytree(made[method], run)
     kept = read_predictions(RunDir(run).predictions("dev"))
     figures = cxrlt("evaluate", run, "--json").json["runs"][0]
+    report = RunDir(run).report.read_text(encoding="utf-8")
+    assert f"<dt>made by</dt><dd>retrain-head ({method}) from " in report
+    assert "linear" in report.partition("<dt>plugins</dt>")[2].partition("</dd>")[0]
     assert figures["overall"]["macro_ap"] == pytest.approx(read_card(RunDir(run).model).score)
     assert cxrlt("predict", run, "--split", "test").code == 0
     assert cxrlt("predict", run, "--split", "dev").code == 0

@@ -200,14 +200,23 @@ def _run_facts(about: Mapping[str, Any], info: Mapping[str, Any]) -> list[tuple[
     dataset, versions = about.get("dataset", {}), info.get("versions", {})
     made = {
         "run": about["run"],
-        "made by": info.get("kind", "train"),
+        "made by": _made_by(info),
+        "members": ", ".join(f"{one['name']} (weight {one['weight']:.3f})" for one in info.get("members", ())),
         "weights": f"epoch {about['epoch']}" if about.get("epoch") else "",
         "made on": f"{str(info.get('created', ''))[:10]}, {info.get('device', '')}".strip(", "),
         "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "plugins": ", ".join(sorted(map(str, info.get("plugins", {}).values()))),
         "dataset": f"{dataset.get('name')} ({dataset.get('path')}), content {str(dataset.get('hash'))[:12]}",
         "test-time augmentation": about.get("tta", "none"),
     }
     return [(label, str(value)) for label, value in made.items() if value]
+
+
+def _made_by(info: Mapping[str, Any]) -> str:
+    """The command, its method, and the run it went out from."""
+    method, parent = info.get("method"), info.get("parent")
+    made = f"{info.get('kind', 'train')} ({method})" if method else str(info.get("kind", "train"))
+    return made + (f" from {parent['path']}, epoch {parent['epoch']}" if parent else "")
 
 
 def _decided(made: object) -> str:
