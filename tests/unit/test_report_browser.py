@@ -56,6 +56,9 @@ found.hidden = scroll.scrollWidth - scroll.clientWidth;
 found.ap = box(body.rows[0].cells[3]).right - box(scroll).right;
 found.letters = parseFloat(getComputedStyle(document.querySelector("svg.panel text")).fontSize)
   * box(document.querySelector("svg.panel")).width / 220;
+const pick = document.querySelector("#spans"), after = (cell) => getComputedStyle(cell, "::after").content;
+found.plain = [...body.querySelectorAll("td[title]")].map(after);
+pick.click(); found.spanned = after(body.querySelector("td[title]")); pick.click();
 found.bare = box(document.querySelector(".fall .bare")).height;
 found.paper = getComputedStyle(document.body).backgroundColor;
 parent.document.body.dataset.found = JSON.stringify(found);
@@ -124,6 +127,8 @@ def test_a_wide_window_and_light(page: Path) -> None:
     assert found["width"] == 1280
     assert found["needs"] <= 1280
     assert found["letters"] > 9
+    assert set(found["plain"]) == {"none"}
+    assert re.fullmatch(r'"[.\d]+ to [.\d]+"', found["spanned"])  # intervals that one asks for
     assert found["hidden"] == 0  # all columns of the classes are in sight
     assert found["paper"] == "rgb(255, 255, 255)"
     assert found["beside"]

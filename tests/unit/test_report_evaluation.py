@@ -146,7 +146,7 @@ def test_no_name_turns_the_text_beside_it() -> None:
 def test_every_link_leads_somewhere(text: str) -> None:
     attributes = Page(text).attributes
     places = {value for _, name, value in attributes if name == "id"}
-    assert {value for _, name, value in attributes if name == "href"} == {f"#{place}" for place in places}
+    assert {value for _, name, value in attributes if name == "href"} == {f"#{place}" for place in places - {"spans"}}
 
 
 def test_every_class_stands_with_its_figures(one: Judged, text: str) -> None:
