@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .intervals import ROUNDING, at_the_end, deviation, of_an_error, on_logit_scale, student
+from .intervals import ROUNDING, at_the_end, deviation, leaning, moments, of_an_error, on_logit_scale, student
 
 Array = npt.NDArray[np.float64]
 
@@ -34,6 +34,9 @@ class Resampled:
         widening: factor on the standard deviation of ``values``, at least 1.
         floor: standard error that the resamples cannot show, added in squares.
         bias: by how much the figure is too large on average, as estimated.
+        unknown: whether the figure of a class is a 0 that stands for nothing known; of an average, the share of such
+            classes, by which its upper end rises.
+        parts: (2, K) of an average: figures and standard errors of the K classes that vary in the resamples.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Resampled:
     widening: Array | float = 1.0
     floor: Array | float = 0.0
     bias: Array | float = 0.0
+    unknown: Array | float = 0.0
+    parts: Array = field(default_factory=lambda: np.empty((2, 0)))
 
     def __getitem__(self, classes: Any) -> Resampled:
         """That of one class, or of several in the order given."""
@@ -75,8 +80,8 @@ class Resampled:
 
         - AP, AUROC, F1, precision, recall, Brier score, and the averages of AP, AUROC and Brier score:
           ``on_logit_scale``; where they are 0 or 1, ``at_the_end``.
-        - averages of F1, precision and recall: the figure -+ ``reach``, cut at 0 and 1. In groups of rare classes they
-          are near 0 with a large error, which the logit scale would stretch to 1.
+        - averages of F1, precision and recall: ``_of_decisions``. In groups of rare classes they are near 0 with a
+          large error, which the logit scale would stretch to 1.
         - calibration errors: ``of_an_error``.
         - slope and intercept: the figure -+ ``reach``.
 
@@ -89,7 +94,7 @@ class Resampled:
         if kind == "ece":
             return of_an_error(value, reach, np.asarray(self.bias), student((1 + level) / 2, self.certainty))
         if self.name.startswith("macro_") and kind in _OF_DECISIONS:
-            return np.maximum(value - reach, 0)[()], np.minimum(value + reach, 1)[()]
+            return self._of_decisions(value, level)
         if kind not in SHARES:
             return (value - reach)[()], (value + reach)[()]
         inside = on_logit_scale(value, reach, self.bias)
@@ -98,11 +103,30 @@ class Resampled:
         low, high = (np.where((value == 0) | (value == 1), b, a) for a, b in zip(inside, ends, strict=True))
         return low[()], high[()]
 
+    def _of_decisions(self, value: Array, level: float) -> tuple[Any, Any]:
+        """As far below and above the average as the intervals of its classes reach together, cut at 0 and 1.
 
-_OF_CLASS = ("freedom", "widening", "floor", "bias")
+        Their distances to either end are added in squares (Zou and Donner, 2008), and scaled to the spread of the
+        average, as classes are not independent.
+        """
+        quantile = student((1 + level) / 2, self.certainty)
+        figures, errors = self.parts
+        shown = quantile * deviation(self.values) * self.widening
+        hidden = np.where(self.error > 0, quantile * self.floor, np.nan)
+        below, above = (np.hypot(shown * side, hidden) for side in leaning(figures, quantile * errors))
+        return np.maximum(value - below, 0)[()], np.minimum(value + above + self.unknown, 1)[()]
 
 
-def of_classes(name: str, values: Array, patients: npt.ArrayLike, bias: Array | float = 0.0) -> Resampled:
+_OF_CLASS = ("freedom", "widening", "floor", "bias", "unknown")
+
+
+def of_classes(
+    name: str,
+    values: Array,
+    patients: npt.ArrayLike,
+    bias: Array | float = 0.0,
+    unknown: npt.NDArray[np.bool_] | bool = False,
+) -> Resampled:
     """The figure of each class.
 
     A bootstrap divides by n where a sample variance divides by n - 1, and its normal quantile takes the variance for
@@ -114,10 +138,13 @@ def of_classes(name: str, values: Array, patients: npt.ArrayLike, bias: Array | 
         values: (R, C).
         patients: (C,) how many patients decide about each class: n.
         bias: (C,) of the figures.
+        unknown: (C,) whether the figure is a 0 that stands for nothing known.
     """
     count = np.broadcast_to(np.asarray(patients, np.float64), values.shape[1:])
     enough = np.maximum(count, 2)
-    return Resampled(name, values, count - 1, np.sqrt(enough / (enough - 1)), bias=bias)
+    return Resampled(
+        name, values, count - 1, np.sqrt(enough / (enough - 1)), bias=bias, unknown=np.asarray(unknown, float)
+    )
 
 
 def averaged(values: Array, classes: Resampled, bias: Array | float = 0.0, variance: Array | float = 0.0) -> Resampled:
@@ -140,6 +167,7 @@ def averaged(values: Array, classes: Resampled, bias: Array | float = 0.0, varia
     hidden = (shown == 0) & (count > 0) & (classes.name in SHARES)
     own = np.where(hidden, _jeffreys(count), shown * np.asarray(classes.widening) ** 2)
     used = ~np.isnan(own)
+    parts = np.stack([moments(classes.values)[0], np.sqrt(own)])[:, used & (shown > 0)]
     own, shown, freedom = own[used], shown[used], np.maximum(count[used] - 1, 1)
     if not own.sum() or not (shown.any() or _at_an_end(classes.values[:, used])):
         return Resampled(f"macro_{classes.name}", values, float((count[used] - 1).min(initial=np.inf)))
@@ -152,6 +180,8 @@ def averaged(values: Array, classes: Resampled, bias: Array | float = 0.0, varia
         widening=float(np.sqrt(seen)),
         floor=float(np.sqrt(own[hidden[used]].sum()) / len(own)),
         bias=_mean(np.broadcast_to(np.asarray(bias, np.float64), used.shape)[used]),
+        unknown=_mean(np.broadcast_to(np.asarray(classes.unknown, np.float64), used.shape)[used]),
+        parts=parts,
     )
 
 
@@ -175,6 +205,8 @@ def pooled(several: Sequence[Resampled], *, independent: bool) -> Resampled:
         widening=float(np.mean([one.widening for one in having])),
         floor=float(np.sqrt((floor**2).sum()) / len(having) if independent else floor.mean()),
         bias=float(np.mean([one.bias for one in having])),
+        unknown=float(np.mean([one.unknown for one in having])),
+        parts=np.concatenate([one.parts for one in having], axis=1),
     )
 
 

@@ -73,6 +73,23 @@ def at_the_end(point: npt.ArrayLike, patients: npt.ArrayLike, level: float = 0.9
     return np.where(high, 1 - share, 0 * share)[()], np.where(high, 1 + 0 * share, room)[()]
 
 
+def leaning(figures: Array, reach: Array) -> tuple[float, float]:
+    """How much further than an even one the interval of an average reaches below and above.
+
+    The interval of a class leans, being even on the logit scale only; in a sum the distances to either end are added
+    in squares.
+
+    Args:
+        figures: (K,) of the classes, between 0 and 1.
+        reach: (K,) half the width that their intervals would have on the plain scale.
+    """
+    if not len(figures):
+        return 1.0, 1.0
+    low, high = on_logit_scale(figures, reach)
+    even = np.hypot.reduce(reach)
+    return float(np.hypot.reduce(figures - low) / even), float(np.hypot.reduce(high - figures) / even)
+
+
 def of_an_error(point: Array, reach: Array, bias: Array, quantile: npt.ArrayLike) -> tuple[Any, Any]:
     """The interval of a calibration error: wider below than above.
 
@@ -106,7 +123,7 @@ def folded_bias(differences: Array) -> Array:
     """
     from scipy.special import ndtr
 
-    mean, spread = _moments(differences)
+    mean, spread = moments(differences)
     true = np.sqrt(np.maximum(mean**2 - spread**2, 0))
     ratio = true / np.where(spread > 0, spread, 1)
     folded = spread * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + true * (1 - 2 * ndtr(-ratio))
@@ -122,10 +139,10 @@ def student(share: float, freedom: npt.ArrayLike) -> Array:
 
 def deviation(values: Array) -> Array:
     """Standard deviation (...) of what is defined among (R, ...), 0 for mere rounding; nan for fewer than two."""
-    return _moments(values)[1]
+    return moments(values)[1]
 
 
-def _moments(values: Array) -> tuple[Array, Array]:
+def moments(values: Array) -> tuple[Array, Array]:
     """Mean, 0 where nothing is defined, and ``deviation``."""
     defined = ~np.isnan(values)
     count = defined.sum(axis=0)

@@ -179,11 +179,13 @@ def _patients(judged: Judged, drawn: Clusters) -> dict[str, npt.NDArray[np.int64
     """How many patients decide about each class (C,): those with the finding or those without, whichever are fewer.
 
     About the Brier score and the calibration errors ("errors"), all of them where they are of one kind; about precision
-    ("called"), those in whom it is called; about the figures of all entries ("any"), those with any finding.
+    ("called"), those in whom it is called; about the figures of all entries ("any"), those with any finding. Further
+    those with the finding ("positive").
     """
     positive, negative = (drawn.having(judged.labels == label) for label in (1, 0))
     made = {"": np.minimum(positive, negative)}
     made["errors"] = np.where(made[""] > 0, made[""], positive + negative)
+    made["positive"] = positive
     made["any"] = drawn.having((judged.labels == 1).any(axis=1, keepdims=True))[0]
     if judged.decisions is not None:
         made["called"] = drawn.having(judged.decisions & (judged.labels != UNKNOWN))
@@ -195,7 +197,9 @@ def _of_class(
 ) -> Resampled:
     # AP's own bias is noise beside the spread of one class: only averages are moved by it
     own = bias[name] if name == "ece" else 0.0
-    return of_classes(name, values, counted[_DECIDED_BY.get(name, "")], own)
+    # a finding that is there but never called has a precision of 0 by convention, which tells nothing of its own
+    silent = (counted["called"] == 0) & (counted["positive"] > 0) if name == "precision" else False
+    return of_classes(name, values, counted[_DECIDED_BY.get(name, "")], own, silent)
 
 
 def _averages(
