@@ -47,6 +47,7 @@ class Judged:
         result: the figures.
         before: the figures before calibration.
         replicates: the figures in resamples of the patients; None without resamples.
+        before_replicates: those before calibration in the same resamples.
         parts: figures of some of the images.
     """
 
@@ -65,6 +66,7 @@ class Judged:
     result: Evaluation
     before: Evaluation | None = None
     replicates: Replicates | None = None
+    before_replicates: Replicates | None = None
     parts: Sequence[Part] = ()
 
 

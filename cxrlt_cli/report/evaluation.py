@@ -111,9 +111,10 @@ def _headline(judged: Judged) -> list[dict[str, Any]]:
     for label, name, meaning in HEADLINE:
         reps = judged.replicates.overall[name] if judged.replicates else None
         note = f"chance {figure(judged.result.overall['chance_ap'])}" if name == "macro_ap" else ""
-        before = judged.before.overall[name] if judged.before and name in _CALIBRATED else math.nan
-        if not math.isnan(before):
-            note = f"before calibration {figure(before)}"
+        if judged.before and name in _CALIBRATED and not math.isnan(judged.before.overall[name]):
+            drawn = judged.before_replicates.overall[name] if judged.before_replicates else None
+            before = figure_of(judged.before.overall[name], drawn)
+            note = f"before calibration {before.text}{before.span and f' ({before.span})'}"
         found = figure_of(judged.result.overall[name], reps)
         tiles.append({"label": label, "figure": found, "meaning": meaning, "note": note})
     return tiles

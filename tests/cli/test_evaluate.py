@@ -345,6 +345,18 @@ def test_everything_has_an_interval(cxrlt: Cxrlt, run: RunDir) -> None:
     assert set(one["group_bias"]) == set(one["groups"])
 
 
+def test_figures_before_calibration_have_intervals_too(cxrlt: Cxrlt, run: RunDir) -> None:
+    one = cxrlt("evaluate", run.path, "--resamples", 100, "--json").json["runs"][0]
+    figures, intervals = one["before_calibration"], one["before_calibration_intervals"]
+    assert set(figures) == set(intervals)
+    for name, (low, high) in intervals.items():
+        assert low <= figures[name] <= high, name
+    assert intervals["ece"] != one["intervals"]["ece"]
+    line = next(line for line in cxrlt("evaluate", run.path).out.splitlines() if "Before calibration" in line)
+    assert line.count("[") == 3
+    assert "before_calibration_intervals" not in cxrlt("evaluate", run.path, "--resamples", 0, "--json").json["runs"][0]
+
+
 def test_the_seed_decides_the_intervals_and_nothing_else(cxrlt: Cxrlt, run: RunDir) -> None:
     first, again, other = (
         cxrlt("evaluate", run.path, "--resamples", 50, "--seed", seed, "--json").json["runs"][0] for seed in (1, 1, 2)

@@ -12,7 +12,7 @@ import pytest
 from judged import HOSTILE, judged, worth
 from PIL import Image
 
-from cxrlt_cli.bootstrap import holm, paired
+from cxrlt_cli.bootstrap import holm, paired, replicates
 from cxrlt_cli.report import comparison, evaluation
 from cxrlt_cli.report.contents import Contrast, Judged, Pictures, Ran
 from cxrlt_cli.report.mistakes import worst
@@ -177,6 +177,13 @@ def test_the_headline_has_intervals_and_chance(one: Judged, text: str) -> None:
     assert f"chance{one.result.overall['chance_ap']:.3f}" in shown
     assert f"beforecalibration{one.before.overall['ece']:.3f}" in shown
     assert "Withoutapositivehere,andleftoutofmAP,F1andAUROC:nowhere." in shown
+
+
+def test_what_it_was_before_calibration_has_an_interval_where_there_are_resamples(one: Judged) -> None:
+    drawn = replicates(one.labels, one.scores, one.image_id, posteriors=one.uncalibrated, resamples=20)
+    low, high = drawn.overall["ece"].interval(one.before.overall["ece"])
+    shown = "".join(Page(rendered(replace(one, before_replicates=drawn))).text.split())
+    assert f"beforecalibration{one.before.overall['ece']:.3f}({low:.3f}to{high:.3f})" in shown
 
 
 def test_without_resamples_pictures_or_thresholds_a_page_is_whole() -> None:

@@ -34,6 +34,9 @@ def of_scored(one: Scored) -> dict[str, Any]:
             row.update(_class_intervals(one.result, one.replicates, c))
     if one.before is not None:
         made["before_calibration"] = {name: _number(one.before.overall[name]) for name in _CALIBRATION}
+    if one.before is not None and one.before_replicates is not None:
+        drawn = {name: one.before_replicates.overall[name] for name in _CALIBRATION}
+        made["before_calibration_intervals"] = _pairs(one.before.overall, drawn)
     made["subsets"] = [_of_subset(subset) for subset in one.subsets]
     return made
 

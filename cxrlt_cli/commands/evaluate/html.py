@@ -163,6 +163,7 @@ def _judged(one: Scored, name: str) -> Judged:
         result=one.result,
         before=one.before,
         replicates=one.replicates,
+        before_replicates=one.before_replicates,
         parts=[_part(subset) for subset in one.subsets],
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,7 @@ class Scored:
         result: the figures.
         replicates: the same in resamples of the patients; None without resamples.
         before: the figures before calibration; None where nothing was calibrated.
+        before_replicates: the same in the resamples.
         subsets: the figures of some of the images.
     """
 
@@ -119,13 +120,15 @@ class Scored:
     result: Evaluation
     replicates: Replicates | None
     before: Evaluation | None
+    before_replicates: Replicates | None
     subsets: tuple[Subset, ...] = field(default=())
 
 
 def score(all_of: Sequence[Predicted], settings: Settings, emit: Emit) -> list[Scored]:
     """Figures, intervals and subsets of each set of predictions. Progress counts resamples."""
     chosen = [(one, subsets_of(one.columns, one.labels)) for one in all_of]
-    stages = sum(1 + len(subsets) for _, subsets in chosen) * settings.resamples
+    sets = sum(1 + (one.uncalibrated is not None) + len(subsets) for one, subsets in chosen)
+    stages = sets * settings.resamples
     if stages:
         emit(Started(_STAGE, stages, unit="resamples"))
     done, scored = 0, []
@@ -136,7 +139,8 @@ def score(all_of: Sequence[Predicted], settings: Settings, emit: Emit) -> list[S
             result, mine, done = _figures(one, subset.rows, settings, emit, done)
             patients = len({one.owners[row] for row in subset.rows})
             parts.append(Subset(subset.by, subset.value, len(subset.rows), patients, result, mine))
-        scored.append(Scored(one, figures, reps, _before(one, settings.absent), tuple(parts)))
+        before, drawn, done = _before(one, settings, emit, done)
+        scored.append(Scored(one, figures, reps, before, drawn, tuple(parts)))
     if stages:
         emit(Finished(_STAGE))
     return scored
@@ -170,7 +174,11 @@ def _progress(emit: Emit, before: int) -> Callable[[int], None]:
     return lambda done: emit(Advanced(_STAGE, before + done))
 
 
-def _before(one: Predicted, absent: Absent) -> Evaluation | None:
+def _before(
+    one: Predicted, settings: Settings, emit: Emit, done: int
+) -> tuple[Evaluation | None, Replicates | None, int]:
+    """``_figures`` of the posteriors before calibration, with findings called from 0.5 on."""
     if one.uncalibrated is None:
-        return None
-    return evaluate(one.labels, one.scores, one.uncalibrated, one.classes, one.prevalence, absent=absent)
+        return None, None, done
+    plain = replace(one, posteriors=one.uncalibrated, decisions=one.uncalibrated >= 0.5)
+    return _figures(plain, slice(None), settings, emit, done)

@@ -112,14 +112,13 @@ def _calibration(one: Scored) -> Table:
     pooled = ", ".join(f"{label} {_overall(one, name)}" for label, name in _POOLED.items())
     note = f"All entries together: {pooled}."
     if one.before is not None:
-        before = one.before.overall
-        note += (
-            f"\nBefore calibration: F1 at 0.5 {number(before['macro_f1_at_half'])}, ECE {number(before['ece'])}, "
-            f"class ECE {number(before['macro_ece'])}. {_HOW.get(_how(one), '')}"
-        )
+        reps = one.before_replicates.overall if one.before_replicates else {}
+        before = ", ".join(f"{label} {_cell(one.before.overall[name], reps.get(name))}" for label, name in _BEFORE)
+        note += f"\nBefore calibration: {before}.\n{_HOW.get(_how(one), '')}"
     return Table(("posteriors", *_CALIBRATED), tuple(rows), note=note.rstrip())
 
 
+_BEFORE = (("F1 at 0.5", "macro_f1_at_half"), ("ECE", "ece"), ("class ECE", "macro_ece"))
 _HOW = {"cross-fitted": "Calibration and thresholds are cross-fitted by patient."}
 
 
