@@ -13,13 +13,15 @@ from typing import Any
 
 import factories
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as reference
 
 from cxrlt_cli.artifacts import RunDir, read_predictions, write_predictions
 from cxrlt_cli.commands.evaluate import Settings, evaluated
 from cxrlt_cli.commands.evaluate.of_run import Asked
-from cxrlt_cli.data.manifest import Prepared
+from cxrlt_cli.data.manifest import Prepared, content_hash, load_prepared
 from cxrlt_cli.decisions import cross_fitted
 
 Cxrlt = Callable[..., Any]
@@ -427,6 +429,32 @@ def test_subsets_go_by_view_and_by_the_columns_of_the_source(cxrlt: Cxrlt, run: 
     assert by_view["PA"]["images"] == chosen.sum() == 50
     assert by_view["PA"]["overall"]["macro_ap"] == pytest.approx(np.mean(aps), abs=1e-12)
     assert by_view["PA"]["intervals"]["macro_ap"][0] < np.mean(aps)
+
+
+def test_patients_seen_in_training_are_a_subset(cxrlt: Cxrlt, prepared: Prepared, tmp_path: Path) -> None:
+    """Where a published split shares patients: here the first ten dev patients are ten of train."""
+    shutil.copytree(prepared.path, tmp_path / "data")
+    table = pq.read_table(tmp_path / "data" / "manifest.parquet")
+    patients = np.array(table["patient_id"].to_pylist(), object)
+    patients[prepared.rows("dev")[:20]] = patients[prepared.rows("train")[:20]]
+    at = table.column_names.index("patient_id")
+    table = table.set_column(at, table.field(at), pa.array(patients, table.field(at).type))
+    info = {k: v for k, v in json.loads((prepared.path / "dataset.json").read_text()).items() if k != "content_hash"}
+    pq.write_table(table, tmp_path / "data" / "manifest.parquet")
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({**info, "content_hash": content_hash(table, info)}))
+    shared = load_prepared(tmp_path / "data")
+    made = factories.make_run(tmp_path / "runs" / "shared", shared, weights=False)
+    factories.write_logits(made, shared, "dev")
+    one = cxrlt("evaluate", made.path, "--resamples", 20, "--json").json["runs"][0]
+    parts = {part["value"]: part for part in one["subsets"] if part["by"] == "patient"}
+    assert {value: (part["images"], part["patients"]) for value, part in parts.items()} == {
+        "seen in training": (20, 10),
+        "unseen": (80, 40),
+    }
+    labels, logits = shared.labels[shared.rows("dev")][20:], read_predictions(made.predictions("dev")).logits[20:]
+    known = [(labels[labels[:, c] >= 0, c], logits[labels[:, c] >= 0, c]) for c in range(4)]
+    aps = [reference.average_precision_score(*column) for column in known if (column[0] == 1).any()]
+    assert parts["unseen"]["overall"]["macro_ap"] == pytest.approx(np.mean(aps), abs=1e-12)
 
 
 def test_predictions_with_another_augmentation_are_scored(cxrlt: Cxrlt, run: RunDir, prepared: Prepared) -> None:

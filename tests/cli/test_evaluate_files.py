@@ -115,6 +115,22 @@ def test_patients_that_lost_their_digits_are_not_used(cxrlt: Cxrlt, files: list[
     assert done.json["runs"][0]["patients"] == COUNT
 
 
+def test_images_whose_patient_is_not_stated_are_told(cxrlt: Cxrlt, files: list[Any]) -> None:
+    files[4].write_text(files[4].read_text().replace(",p1,", ",,"))
+    done = cxrlt(*files, "--json")
+    assert "2 images have no patient: each counts as one of its own" in done.err
+    assert done.json["runs"][0]["patients"] == COUNT // 2 + 1
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_in_another_encoding_is_told_so(cxrlt: Cxrlt, files: list[Any], encoding: str) -> None:
+    files[4].write_text(files[4].read_text().replace("000.png", "\xfc.png"), encoding=encoding)
+    done = cxrlt(*files)
+    assert done.code == 3
+    assert "is not in UTF-8" in done.err
+    assert "Save it again in UTF-8." in done.err
+
+
 @pytest.mark.parametrize("form", ["parquet", "frame", "tsv", "gz"])
 def test_other_forms_give_the_same(cxrlt: Cxrlt, files: list[Any], tmp_path: Path, form: str) -> None:
     expected = cxrlt(*files, "--json").json["runs"][0]["overall"]

@@ -129,6 +129,10 @@ def _patients(labels: Sheet, image_id: list[str], emit: Emit) -> tuple[list[str]
             )
         )
         return [""] * len(image_id), False
+    if "" in found:
+        emit(
+            Notice(f"{labels.path}: {found.count('')} images have no patient: each counts as one of its own", "warning")
+        )
     return found, True
 
 

@@ -60,7 +60,9 @@ def read_sheet(path: Path) -> Sheet:
         header, rows = _parquet(path) if path.suffix.lower() in {".parquet", ".pq"} else _text(path)
     except FileNotFoundError:
         raise DataError("there is no such file", where=str(path), cure="Look at the path.") from None
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not in UTF-8: {error}", where=str(path), cure="Save it again in UTF-8.") from error
+    except (OSError, EOFError, csv.Error, zlib.error, ValueError) as error:
         cure = "Give a table in CSV or Parquet."
         raise DataError(f"cannot be read: {error}", where=str(path), cure=cure) from error
     repeated = [name for name, times in Counter(header).items() if name and times > 1]
