@@ -112,4 +112,4 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.4f}"
+    return "-" if value is None else f"{value:+z.4f}"

@@ -39,7 +39,7 @@ def number(value: float, digits: int = 3) -> str:
     """A figure without the 0 before its point, so in four characters up to 1.00; "-" for none."""
     if math.isnan(value):
         return "-"
-    text = f"{value:.{digits}f}"
+    text = f"{value:z.{digits}f}"
     text = text[:-1] if abs(float(text)) == 1 else text
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 

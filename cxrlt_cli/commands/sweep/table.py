@@ -146,7 +146,7 @@ def _number(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+.4f}"
+    return "-" if math.isnan(value) else f"{value:+z.4f}"
 
 
 def _interval(value: Value | Difference, *, signed: bool = False) -> str:
