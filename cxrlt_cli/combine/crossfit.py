@@ -6,6 +6,10 @@ never fitted to the labels it is compared on, neither the ensemble nor its rival
 Scores of all folds are ranked together, so they need one level. The scale of a fold whose own patients hold many
 positives of a class was learned from fewer, and sets that class lower for all of the fold: against the truth, so that
 even one model by itself would lose average precision (Parker, Guenter and Bedo, BMC Bioinformatics 2007).
+
+The best single member may be another one in another fold, with scores of another shape. A line would leave images of
+these folds out of order, a loss that no use of either member has and that the ensemble would seem to gain. So of single
+members ranks are compared, which know no shape.
 """
 
 from __future__ import annotations
@@ -16,11 +20,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.combine.methods import Combiner, fit_combiner
-from cxrlt_cli.combine.scales import Scale, scaled
+from cxrlt_cli.combine.methods import Combiner, fit_combiner, mid_ranks
+from cxrlt_cli.combine.scales import Scale
 from cxrlt_cli.combine.scores import Judge, best_of, judge_members
 from cxrlt_cli.decisions import patient_folds
-from cxrlt_cli.logistic import Array
+from cxrlt_cli.logistic import Array, logit
 
 Labels = npt.NDArray[np.int8]
 
@@ -34,7 +38,7 @@ class CrossCombined:
 
     Attributes:
         judged: (N, C) of the ensemble.
-        single: (N, C) of the single member that was best on the other folds.
+        single: (N, C) of the single member that was best on the other folds: of its mid-ranks among all images.
         mean: (N, C) of the plain mean of posteriors.
         chosen: the best single member of each of K folds.
         fold: (N,) the fold of each image.
@@ -82,15 +86,13 @@ def cross_combined(
         teaching = owners[rest].tolist()
         made = fit_combiner(labels[rest], log_odds[:, rest], teaching, scales, method, folds=folds, seed=seed)
         combiners.append(made)
-        chosen.append(best_of(judge_members(Judge(labels[rest]), scaled(made.maps, log_odds[:, rest]))))
+        chosen.append(best_of(judge_members(Judge(labels[rest]), log_odds[:, rest])))
         if progress is not None:
             progress(len(combiners))
     final = fit_combiner(labels, log_odds, patients, scales, method, folds=folds, seed=seed)
-    singles = [only(made, member) for made, member in zip(combiners, chosen, strict=True)]
     means = [plain_mean(made) for made in combiners]
-    best = best_of(judge_members(Judge(labels), scaled(final.maps, log_odds)))
     own = levelled(combiners, final, log_odds)
-    single = by_fold(levelled(singles, only(final, best), log_odds), fold, log_odds)
+    single = singled(log_odds, chosen, fold)
     mean = by_fold(levelled(means, plain_mean(final), log_odds), fold, log_odds)
     return CrossCombined(by_fold(own, fold, log_odds), single, mean, tuple(chosen), fold, own, final)
 
@@ -116,12 +118,20 @@ def levelled(combiners: Sequence[Combiner], final: Combiner, log_odds: Array) ->
     return tuple(made)
 
 
-def only(combiner: Combiner, member: int) -> Combiner:
-    """One member on the scale of a combination."""
-    members, classes = combiner.weights.shape
-    weights = np.zeros((members, classes))
-    weights[member] = 1.0
-    return Combiner("logit-mean", combiner.maps, weights, np.zeros(classes))
+def singled(log_odds: Array, chosen: Sequence[int], fold: npt.NDArray[np.int64]) -> Array:
+    """Log-odds (N, C) of the mid-ranks that images have among all images, by the member chosen for their fold.
+
+    Args:
+        log_odds: (M, N, C) of the members after their links.
+        chosen: K members.
+        fold: (N,)
+    """
+    made = np.empty(log_odds.shape[1:])
+    for part, member in enumerate(chosen):
+        for c, values in enumerate(log_odds[member].T):
+            points, share = mid_ranks(values)
+            made[fold == part, c] = logit(share[np.searchsorted(points, values[fold == part])])
+    return made
 
 
 def plain_mean(combiner: Combiner) -> Combiner:

@@ -138,14 +138,19 @@ def _ranks(u: Array) -> tuple[tuple[Array, ...], ...]:
     return tuple(tuple(distribution(own[:, c]) for c in range(own.shape[1])) for own in u)
 
 
+def mid_ranks(values: Array) -> tuple[Array, Array]:
+    """The distinct ones of N values, ascending, and the share of smaller values plus half that of equal ones."""
+    points, counts = np.unique(values, return_counts=True)
+    return points, (np.cumsum(counts) - counts / 2) / len(values)
+
+
 def distribution(values: Array) -> Array:
     """The distribution of values (N,), N >= 1, as knots (K, 2) with K <= ``KNOTS``: value, mid-rank in (0, 1).
 
-    The mid-rank is the share of smaller values plus half that of equal ones. With more distinct values than knots,
-    those are kept that lie evenly in the log-odds of their rank: both tails are kept finely.
+    With more distinct values than knots, those are kept that lie evenly in the log-odds of their rank: both tails are
+    kept finely.
     """
-    points, counts = np.unique(values, return_counts=True)
-    share = (np.cumsum(counts) - counts / 2) / len(values)
+    points, share = mid_ranks(values)
     if len(points) > KNOTS:
         odds = logit(share)
         kept = np.unique(np.searchsorted(odds, np.linspace(odds[0], odds[-1], KNOTS)).clip(0, len(points) - 1))
