@@ -10,6 +10,8 @@ from cxrlt_cli.artifacts import RunDir, find_run, list_runs, read_lines
 from cxrlt_cli.errors import RunError
 from cxrlt_cli.events import Result, Table
 
+#: Characters of a list that still stands in one row.
+_LONG = 100
 #: What the table of epochs shows; the rest is in metrics.jsonl.
 _SHOWN = ("epoch", "loss", "macro_ap", "macro_auroc", "macro_f1", "lr", "seconds")
 
@@ -88,14 +90,21 @@ def _files(run: RunDir) -> dict[str, Path]:
     }
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(value: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for key, item in value.items():
         if isinstance(item, Mapping):
             found.extend(_flat(item, f"{prefix}{key}."))
+        elif isinstance(item, list) and _wants_rows(item):
+            found.extend(_flat(dict(enumerate(item)), f"{prefix}{key}."))
         elif item is not None:
-            found.append((prefix + key, item))
+            found.append((f"{prefix}{key}", item))
     return found
+
+
+def _wants_rows(items: list[Any]) -> bool:
+    """Whether the items of a list are told in a row each: where they hold several facts, or are long."""
+    return any(isinstance(item, Mapping) for item in items) or len(_text(items)) > _LONG
 
 
 def _text(value: object) -> str:

@@ -44,6 +44,15 @@ def test_list_is_newest_first(cxrlt: Any) -> None:
     assert lines[1][:5] == ["old", "finished", "8", "0.3123", "phantom"]
 
 
+def test_lists_of_facts_are_shown_a_fact_a_row(cxrlt: Any) -> None:
+    make_run(Path("runs/a"), members=[{"name": "x", "weight": 0.5}], long=["a" * 64, "b" * 64], short=[1, 2])
+    done = cxrlt("runs", "show", "runs/a")
+    rows = [line.split() for line in done.out.splitlines()]
+    for row in (["members.0.weight", "0.5"], ["continued.0.step", "3"], ["long.1", "b" * 64], ["short", "1,", "2"]):
+        assert row in rows
+    assert max(map(len, done.out.splitlines())) < 100
+
+
 def test_list_of_another_directory(cxrlt: Any) -> None:
     make_run(Path("elsewhere/a"))
     (run,) = cxrlt("runs", "list", "--root", "elsewhere", "--json").json["runs"]
