@@ -68,11 +68,20 @@ def open_run(path: Path | None) -> OpenRun:
         RunError: there is no such run, it is damaged, or it has no model yet.
     """
     found = find_run(path, trained=True)
-    info, card = found.info(), read_card(found.weights)
+    info = found.info()
+    _check_made(found, info)
+    card = read_card(found.weights)
     if found.ensemble.exists():
         ensemble = read_ensemble(found.ensemble)
         return OpenRun(found, info, card, _recipe_of(ensemble, found, info), ensemble)
     return OpenRun(found, info, card, _recipe(found.recipe))
+
+
+def _check_made(found: RunDir, info: Mapping[str, Any]) -> None:
+    """Refuse what another command than training has begun and not finished."""
+    kind = info.get("kind")
+    if kind in ("retrain-head", "ensemble") and not found.weights.exists():
+        raise RunError("is not finished", where=str(found.path), cure=f"Run the same `cxrlt {kind}` again.")
 
 
 def open_network(path: Path | None) -> OpenRun:

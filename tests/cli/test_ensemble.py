@@ -226,6 +226,39 @@ def test_the_same_again_is_not_made_again_and_another_one_is_refused(cxrlt: Cxrl
     assert cxrlt("ensemble", *runs, "--method", "greedi").code == 2
 
 
+def test_the_same_again_says_how_many_resamples_there_were(cxrlt: Cxrlt, runs: list[Path]) -> None:
+    asked = ("ensemble", *runs, "--method", "mean", "--out", "e", "-q", "--resamples")
+    assert cxrlt(*asked, "0").code == 0
+    assert "already made" not in cxrlt(*asked, "0").err
+    assert "warning: e is already made, with 0 resamples" in cxrlt(*asked, "20").err
+
+
+def test_another_calibration_or_other_views_of_a_member_make_another_ensemble(
+    cxrlt: Cxrlt, runs: list[Path], prepared: Prepared
+) -> None:
+    asked = ("ensemble", *runs, "--method", "mean", "--resamples", "0", "--out", "e")
+    assert cxrlt(*asked).code == 0
+    assert cxrlt("decide", runs[0], "--calibration", "temperature").code == 0
+    stamp(RunDir(runs[2]).predictions("dev"), open_run(runs[2]).card, "light")
+    done = cxrlt(*asked)
+    assert done.code == 5
+    assert "that have changed since: those of r0, r2" in " ".join(done.err.split())
+    done = cxrlt(*asked, "--fresh", "--json")
+    assert [one["calibration"] for one in done.json["members"]] == ["temperature", "platt", "platt"]
+    assert [one["tta"] for one in done.json["members"]] == ["none", "none", "light"]
+    assert "r2: its predictions of dev were made without 'none'" in " ".join(done.err.split())
+
+
+def test_an_unfinished_one_is_told_from_a_training(cxrlt: Cxrlt, runs: list[Path]) -> None:
+    assert cxrlt("ensemble", *runs, "--method", "mean", "--resamples", "0", "--out", "e").code == 0
+    Path("e/ensemble.safetensors").unlink()
+    for command in (("evaluate", "e"), ("predict", "e", "--split", "dev"), ("ensemble", "e", runs[0])):
+        done = cxrlt(*command)
+        assert done.code == 5
+        assert "error: e: is not finished" in done.err
+        assert "Run the same `cxrlt ensemble` again." in done.err
+
+
 def test_a_dry_run_writes_nothing(cxrlt: Cxrlt, runs: list[Path]) -> None:
     RunDir(runs[2]).predictions("dev").unlink()
     done = cxrlt("ensemble", *runs, "--dry-run", "--json")
@@ -367,6 +400,42 @@ def test_predictions_of_other_weights_are_made_again(networks: tuple[Prepared, l
     ensemble.run(members, method="mean", resamples=0, out=both.with_name("again"), emit=events.append)
     assert any("was trained on since its predictions" in getattr(event, "text", "") for event in events)
     np.testing.assert_allclose(read_predictions(path).logits, before, rtol=1e-5)
+
+
+def test_unreadable_predictions_are_made_again(networks: tuple[Prepared, list[Path], Path]) -> None:
+    _, members, both = networks
+    path = RunDir(members[0]).predictions("dev")
+    before = read_predictions(path).logits
+    path.write_bytes(b"no table")
+    events: list[Any] = []
+    ensemble.run(members, method="mean", resamples=0, out=both.with_name("unreadable"), emit=events.append)
+    assert any("has unreadable predictions of the split 'dev'" in getattr(event, "text", "") for event in events)
+    np.testing.assert_allclose(read_predictions(path).logits, before, rtol=1e-5)
+
+
+def test_members_of_datasets_of_other_sizes_meet_on_the_larger_one(tmp_path: Path) -> None:
+    made = []
+    for size in (24, 32):
+        prepared = factories.make_dataset(tmp_path / f"d{size}", count=60, size=size)
+        run = factories.make_run(tmp_path / f"n{size}", prepared, image_size=size, score=size / 100)
+        predict.run(run.path, [], split="dev")
+        made.append(run.path)
+    done = ensemble.run(made, method="mean", resamples=0).data
+    assert done["dataset"]["path"] == str(tmp_path / "d32")  # type: ignore[index]
+    predict.run(Path(str(done["run"])), [], split="test")
+
+
+def test_decisions_on_dev_wait_for_predictions_of_the_same_views(
+    networks: tuple[Prepared, list[Path], Path],
+) -> None:
+    _, members, both = networks
+    dev = RunDir(members[0]).predictions("dev")
+    stamp(dev, open_run(members[0]).card, "light")
+    try:
+        ensemble.run(members, method="mean", split="test", resamples=0, out=both.with_name("other-views"))
+    finally:
+        stamp(dev, open_run(members[0]).card, "none")
+    assert not RunDir(both.with_name("other-views")).predictions("dev").exists()
 
 
 def test_combined_on_test_it_is_decided_on_dev(networks: tuple[Prepared, list[Path], Path]) -> None:

@@ -76,10 +76,17 @@ def run(
         move_aside(request.target, emit)
     with claimed(request.target):
         if already_made(request):
-            emit(Notice(f"{request.target.path} is already made; nothing to do (start anew with --fresh)"))
+            _tell_made(request.target, options, emit)
         else:
             _carry_out(request, options, emit)
     return summary(request.target)
+
+
+def _tell_made(target: RunDir, options: Options, emit: Emit) -> None:
+    resamples = target.info()["ensemble"]["resamples"]
+    other = resamples != options.resamples
+    what = f"is already made, with {resamples:,} resamples" if other else "is already made; nothing to do"
+    emit(Notice(f"{target.path} {what} (start anew with --fresh)", "warning" if other else "info"))
 
 
 def _checked(runs: Sequence[Path], options: Options, out: Path | None, data: Path | None, emit: Emit) -> Request:

@@ -18,6 +18,7 @@ from cxrlt_cli.commands.opening import (
     open_dataset,
     open_link,
     open_run,
+    read_stamp,
     same_classes,
     split_rows,
     without_link,
@@ -88,11 +89,14 @@ def where_to_combine(
 ) -> tuple[Prepared, npt.NDArray[np.int64]]:
     """The dataset, and the manifest positions of the split as the first member's recipe sees it.
 
+    Without ``data`` it is that of the member with the largest images, the first such one: they can be made smaller.
+
     Raises:
         DataError: the dataset is not there, lacks a class, or states no label in the split.
     """
-    prepared = open_dataset(runs[0], data, emit)
-    for one in runs[1:]:
+    widest = max(runs, key=lambda one: one.card.image_size)
+    prepared = open_dataset(widest, data, emit)
+    for one in runs:
         same_classes(one, prepared)
     rows = split_rows(runs[0], prepared, split, emit)
     if (prepared.labels[rows] == UNKNOWN).all():
@@ -115,6 +119,7 @@ def ready(runs: Sequence[OpenRun], prepared: Prepared, rows: Rows, split: str, e
     made, scales, called, views = [], [], [], []
     for one in runs:
         kept, tta = kept_predictions(one, prepared, split, emit)
+        _tell_other_views(one, tta, split, emit)
         _check_images(one, kept, image_id, split)
         if open_link(one) is None:
             emit(without_link(one))
@@ -155,10 +160,22 @@ def kept_predictions(run: OpenRun, prepared: Prepared, split: str, emit: Emit) -
     return read_predictions(path), fresh_stamp(run, path)
 
 
+def _tell_other_views(run: OpenRun, tta: str, split: str, emit: Emit) -> None:
+    """Say that a member is combined without the test-time augmentation of its recipe, as training predicts dev."""
+    own = str(run.card.tta["name"])
+    if tta != own:
+        text = f"{run.dir.path}: its predictions of {split} were made without {own!r}, and so it is combined"
+        emit(Notice(f"{text}. `cxrlt predict {run.dir.path} --split {split}` makes those with it."))
+
+
 def why_again(run: OpenRun, path: Path) -> str:
     """Why predictions have to be made; empty where they need not be."""
     if not path.is_file():
         return "has no predictions"
+    try:
+        read_stamp(path)
+    except RunError:
+        return "has unreadable predictions"
     try:
         fresh_stamp(run, path)
     except RunError:

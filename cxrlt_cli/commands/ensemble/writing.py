@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from cxrlt_cli.commands.ensemble.gain import macro_figures
 from cxrlt_cli.commands.ensemble.members import Ready, why_again
 from cxrlt_cli.commands.forward import log_odds_of
 from cxrlt_cli.commands.opening import OpenRun, column, split_rows, stamp
-from cxrlt_cli.commands.run_decisions import SPLIT
+from cxrlt_cli.commands.run_decisions import SPLIT, fresh_stamp, stored
 from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.errors import RunError
 from cxrlt_cli.events import Emit
@@ -96,7 +96,21 @@ def already_made(request: Request) -> bool:
     if info.get("asked") != request.asked:
         what = "is another ensemble: its members, their weights, the method, split, seed or data differ"
         raise RunError(what, where=str(target.path), cure=cure)
+    otherwise = [
+        one["name"] for run, one in zip(request.opened, info["members"], strict=True) if _differs(request, run, one)
+    ]
+    if otherwise:
+        what = f"was made of predictions or calibrations that have changed since: those of {', '.join(otherwise)}"
+        raise RunError(what, where=str(target.path), cure=cure)
     return True
+
+
+def _differs(request: Request, run: OpenRun, kept: Mapping[str, Any]) -> bool:
+    """Whether a member's test-time augmentation or calibration is another one than when it was combined."""
+    path, decisions = run.predictions(request.prepared, request.split), stored(run)
+    if decisions is not None and decisions.calibration.method != kept["calibration"]:
+        return True
+    return not why_again(run, path) and fresh_stamp(run, path) != kept["tta"]
 
 
 def begin(request: Request) -> None:
@@ -150,7 +164,7 @@ def write_run(request: Request, members: Ready, made: CrossCombined, emit: Emit)
     )
     _keep(request, card, request.split, Predictions(card.classes, members.image_id, members.patients, _f4(made.judged)))
     if request.split != SPLIT:
-        _dev_too(request, card, made, emit)
+        _dev_too(request, card, members, made, emit)
     write_ensemble(request.target.ensemble, ensemble, card)
     return card
 
@@ -165,11 +179,13 @@ def _f4(log_odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return log_odds.astype(np.float32)
 
 
-def _dev_too(request: Request, card: ModelCard, made: CrossCombined, emit: Emit) -> None:
-    """The ensemble's predictions of dev, to fit its decisions on, where all members have theirs."""
+def _dev_too(request: Request, card: ModelCard, members: Ready, made: CrossCombined, emit: Emit) -> None:
+    """The ensemble's predictions of dev, to fit its decisions on, where all members have theirs, of the same views."""
     runs, prepared = request.opened, request.prepared
     paths = [one.predictions(prepared, SPLIT) for one in runs]
     if any(why_again(one, path) for one, path in zip(runs, paths, strict=True)):
+        return
+    if tuple(fresh_stamp(one, path) for one, path in zip(runs, paths, strict=True)) != members.tta:
         return
     rows = split_rows(runs[0], prepared, SPLIT, emit)
     image_id, patients = (column(prepared.frame, name, rows) for name in ("image_id", "patient_id"))
