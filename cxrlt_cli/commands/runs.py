@@ -65,12 +65,12 @@ def _status(run: RunDir, info: Mapping[str, Any]) -> str:
 
 def _row(run: RunDir, info: Mapping[str, Any]) -> tuple[str, ...]:
     saved, dataset = info.get("average") or info.get("best") or {}, info.get("dataset") or {}
-    score = saved.get("macro_ap")
+    score, split = saved.get("macro_ap"), info.get("split", "dev")
     return (
         run.path.name,
         _status(run, info),
         str(info.get("epochs", "")),
-        "" if score is None else f"{score:.4f}",
+        "" if score is None else f"{score:.4f}" + ("" if split == "dev" else f" ({split})"),
         str(dataset.get("name", "")),
         str(info.get("updated", info.get("created", ""))),
     )

@@ -107,6 +107,12 @@ def test_it_is_told_in_tables_and_takes_a_split_without_torch(runs: list[Path], 
     assert f"<dt>members</dt><dd>{', '.join(f'{run.name} (weight 0.333)' for run in runs)}</dd>" in report
 
 
+def test_where_there_is_no_interval_a_dash_stands(cxrlt: Cxrlt, runs: list[Path]) -> None:
+    done = cxrlt("ensemble", *runs, "--method", "mean", "--resamples", "1")
+    assert done.code == 0, done.err
+    assert "- to -" not in done.out
+
+
 def test_evaluate_scores_the_out_of_fold_predictions(cxrlt: Cxrlt, runs: list[Path], prepared: Prepared) -> None:
     made = ensemble.run(runs, method="logit-mean", resamples=0).data
     assert "low" not in made["compared"]["single"]["macro_ap"]  # type: ignore[index]

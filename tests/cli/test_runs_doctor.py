@@ -44,6 +44,11 @@ def test_list_is_newest_first(cxrlt: Any) -> None:
     assert lines[1][:5] == ["old", "finished", "8", "0.3123", "phantom"]
 
 
+def test_a_score_of_another_split_is_marked(cxrlt: Any) -> None:
+    make_run(Path("runs/a"), kind="ensemble", split="test")
+    assert "0.3123 (test)" in cxrlt("runs", "list").out
+
+
 def test_lists_of_facts_are_shown_a_fact_a_row(cxrlt: Any) -> None:
     make_run(Path("runs/a"), members=[{"name": "x", "weight": 0.5}], long=["a" * 64, "b" * 64], short=[1, 2])
     done = cxrlt("runs", "show", "runs/a")

@@ -54,7 +54,7 @@ def _gains(info: dict[str, Any]) -> Table:
         for name, found in figures.items():
             cells = [_number(found["ensemble"]), _number(found["rival"]), _signed(found["difference"])]
             if own["resamples"]:
-                cells += [f"{_signed(found['low'])} to {_signed(found['high'])}", _number(found["detectable"])]
+                cells += [_range(found["low"], found["high"]), _number(found["detectable"])]
                 cells += [p_text(found["p"])]
             rows.append((f"{_LABELS[name]} minus {RIVALS[rival]}", *cells))
     columns: tuple[str, ...] = ("out of fold", "ensemble", "other", "gain")
@@ -109,6 +109,10 @@ def planned(request: Request) -> Result:
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
 
 
 def _signed(value: float | None) -> str:
