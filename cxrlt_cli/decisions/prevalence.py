@@ -17,7 +17,8 @@ def estimate_prevalence(log_odds: npt.ArrayLike, prevalence: npt.ArrayLike, stre
 
     The posteriors are moved to the present estimate, and their mean is the next one. With few images or rare findings
     that runs to 0 or far away, so the old prevalence has a say: as much as images with ``strength`` positives among
-    them (the mode under a beta prior).
+    them (the mode under a beta prior). Where a network tells little, a step of EM covers little of its way: so each is
+    lengthened by what it would leave (Louis 1982), within the bounds that earlier ones have set.
 
     Args:
         log_odds: (N, C) calibrated log-odds.
@@ -32,15 +33,20 @@ def estimate_prevalence(log_odds: npt.ArrayLike, prevalence: npt.ArrayLike, stre
     """
     v, old = np.asarray(log_odds, dtype=np.float64), np.asarray(prevalence, dtype=np.float64)
     check_enough(len(v))
-    share, before = old, np.zeros_like(old)
-    worth = strength / old
-    for _ in range(1000):
-        if np.abs(logit(share) - before).max(initial=0) < 1e-6:
+    images, worth, at = len(v), strength / old, logit(old)
+    low, high = logit(strength / (images + worth)), logit((images + strength) / (images + worth))
+    for _ in range(200):
+        moved, share = sigmoid(v + at - logit(old)), sigmoid(at)
+        mean = (moved.sum(axis=0) + strength) / (images + worth)
+        low, high = np.where(mean > share, at, low), np.where(mean > share, high, at)
+        spread = share * (1 - share)
+        kept = (moved * (1 - moved)).sum(axis=0) / ((images + worth) * spread)  # of its distance, by a step of EM
+        there = at + (mean - share) / spread / np.maximum(1 - kept, 1e-12)
+        there = np.where((there >= low) & (there <= high), there, (low + high) / 2)
+        if np.abs(there - at).max(initial=0) < 1e-9:
             break
-        before = logit(share)
-        moved = sigmoid(v + before - logit(old))
-        share = (moved.sum(axis=0) + strength) / (len(v) + worth)
-    return share
+        at = there
+    return sigmoid(at)
 
 
 def check_enough(images: int) -> None:

@@ -299,6 +299,29 @@ def test_the_estimate_is_the_most_likely_prevalence() -> None:
     assert estimate_prevalence(v, old, strength=1e-6)[0] == pytest.approx(grid[likelihood.argmax()], abs=2e-4)
 
 
+def test_the_estimate_is_reached_where_a_network_tells_little() -> None:
+    """Among many images that hardly differ, a thousand plain steps of EM end far from where they lead."""
+    rng, old, count = np.random.default_rng(19), 0.05, 50_000
+    positive = rng.random(count) < 0.2
+    v = logit(old) + 0.1 * (rng.standard_normal(count) + 0.1 * positive) - 0.005
+    share = estimate_prevalence(v[:, None], [old])[0]
+    moved = sigmoid(v + logit(share) - logit(old))
+    assert share == pytest.approx((moved.sum() + 1) / (count + 1 / old), rel=1e-9)
+    # plain steps pass that test to five digits long before they arrive: the root itself
+    low, high = -10.0, 5.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        rises = sigmoid(v + middle - logit(old)).sum() + 1 > (count + 1 / old) * sigmoid(middle)
+        low, high = (middle, high) if rises else (low, middle)
+    assert share == pytest.approx(float(sigmoid(low)), rel=1e-6)
+
+
+def test_estimates_of_certain_posteriors_stay_inside() -> None:
+    v = np.column_stack([np.full(60, 800.0), np.full(60, -800.0), np.repeat([800.0, -800.0], 30)])
+    share = estimate_prevalence(v, [0.1, 0.1, 0.1])
+    np.testing.assert_allclose(share, [61 / 70, 1 / 70, 31 / 70], rtol=1e-6)
+
+
 def test_few_images_say_little_about_rare_findings() -> None:
     rng = np.random.default_rng(18)
     old = np.array([0.002])
