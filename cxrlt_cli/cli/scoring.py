@@ -10,16 +10,9 @@ import typer
 from cxrlt_cli.cli.arguments import Data, Device
 from cxrlt_cli.events import Emit, Result
 
-Calibration = Annotated[
-    Literal["none", "temperature", "platt", "beta", "isotonic"] | None,
-    typer.Option(metavar="NAME", help="none, temperature, platt, beta or isotonic; default: the recipe's."),
-]
-Threshold = Annotated[
-    str | None,
-    typer.Option(
-        metavar="RULE", help="expected-f1, searched-f1, prevalence, target-recall=R, target-precision=P or 0.5."
-    ),
-]
+Method = Literal["none", "temperature", "platt", "beta", "isotonic"]
+_METHODS = "none, temperature, platt, beta or isotonic"
+_RULES = "expected-f1, searched-f1, prevalence, target-recall=R, target-precision=P or 0.5"
 
 
 def evaluate(
@@ -133,8 +126,12 @@ def predict(
     data: Data = None,
     device: Device = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images per forward pass.")] = None,
-    calibration: Calibration = None,
-    threshold: Threshold = None,
+    calibration: Annotated[
+        Method | None, typer.Option(metavar="NAME", help=f"{_METHODS}; default: as the run keeps it.")
+    ] = None,
+    threshold: Annotated[
+        str | None, typer.Option(metavar="RULE", help=f"{_RULES}; default: as the run keeps it.")
+    ] = None,
     target_prevalence: Annotated[
         str | None,
         typer.Option(
@@ -212,9 +209,13 @@ def decide(
     emit: Emit,
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run directory; default: the newest run.")] = None,
     *,
-    calibration: Calibration = None,
-    threshold: Threshold = None,
-    data: Data = None,
+    calibration: Annotated[
+        Method | None, typer.Option(metavar="NAME", help=f"{_METHODS}; default: the recipe's.")
+    ] = None,
+    threshold: Annotated[str | None, typer.Option(metavar="RULE", help=f"{_RULES}; default: the recipe's.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Prepared dataset whose dev split to take; default: the run's.")
+    ] = None,
 ) -> Result:
     """Fit calibration and thresholds on dev anew, and keep them.
 

@@ -79,11 +79,17 @@ def _result(run: OpenRun, made: Decisions) -> Result:
         f"{about['images']:,} images of {about['split']}"
     )
     columns = ("class", "train", "pos.", "calibration", "expected", "threshold", "set by")
-    note = "train, pos.: positives in training and among these images; expected: mean calibrated posterior"
+    note = f"train, pos.: positives in training and among these images; expected: {_expected(made)}"
     data = {"run": str(run.dir.path), "decisions": str(path), **summary(made)}
     return Result(
         data, (Table(columns, rows, title=text, note=note), Table(("wrote", ""), (("decisions", str(path)),)))
     )
+
+
+def _expected(made: Decisions) -> str:
+    """What the share of positives is that the posteriors hold for."""
+    moves = made.calibration.method not in ("none", "temperature")
+    return "mean calibrated posterior" if moves else "share of positives in training, which these posteriors hold for"
 
 
 def summary(decisions: Decisions) -> dict[str, Any]:

@@ -97,6 +97,21 @@ def test_decide_shows_what_every_class_got(cxrlt: Cxrlt, run: RunDir) -> None:
     assert read_decisions(run.decisions).calibration.method == "isotonic"
 
 
+def test_decide_says_which_prevalence_posteriors_hold_for(cxrlt: Cxrlt, run: RunDir) -> None:
+    assert "expected: mean calibrated posterior" in cxrlt("decide", run.path).out
+    for calibration in ("none", "temperature"):
+        done = " ".join(cxrlt("decide", run.path, "--calibration", calibration).out.split())
+        assert "expected: share of positives in training, which these posteriors hold for" in done
+        np.testing.assert_allclose(read_decisions(run.decisions).prevalence, open_run(run.path).card.stats.prevalence)
+
+
+@pytest.mark.parametrize(("command", "default"), [("predict", "as the run keeps it"), ("decide", "the recipe's")])
+def test_help_tells_the_defaults_of_each_command(cxrlt: Cxrlt, command: str, default: str) -> None:
+    text = " ".join(cxrlt(command, "--help").out.split())
+    assert f"beta or isotonic; default: {default}." in text
+    assert f"target-precision=P or 0.5; default: {default}." in text
+
+
 def test_the_recipe_says_how(cxrlt: Cxrlt, run: RunDir) -> None:
     text = run.recipe.read_text()
     assert "calibration: platt" in text
