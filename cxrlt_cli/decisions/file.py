@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,7 @@ def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Array]) -> Decisions
     rows = about["classes"]
     names = tuple(str(row["name"]) for row in rows)
     numbers = np.array([tensors[f"map/{name}"] for name in names]).reshape(-1, 6)
-    if not np.isfinite(numbers).all():
-        raise ValueError("a number in it is not finite")
+    _check(names, numbers, tensors)
     steps = {c: tensors[f"steps/{name}"] for c, name in enumerate(names) if f"steps/{name}" in tensors}
     used = tuple(str(row["used"]) for row in rows)
     return Decisions(
@@ -89,9 +88,29 @@ def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Array]) -> Decisions
         prevalence=numbers[:, 4],
         shift=numbers[:, 5],
         sketch=tuple(tensors[f"sketch/{name}"] for name in names),
-        provenance=about["provenance"],
+        provenance=dict(about["provenance"]),
         set_by=tuple(str(row["set_by"]) for row in rows),
         positives=tuple(int(row["positives"]) for row in rows),
         negatives=tuple(int(row["negatives"]) for row in rows),
         patients=tuple(int(row["patients"]) for row in rows),
     )
+
+
+def _check(names: Sequence[str], numbers: Array, tensors: Mapping[str, Array]) -> None:
+    """Make sure that nothing in it can fail or mislead later.
+
+    Raises:
+        ValueError: something can.
+    """
+    if len(set(names)) < len(names):
+        raise ValueError("a class stands twice in it")
+    tables = [values for key, values in tensors.items() if not key.startswith("map/")]
+    if not all(np.isfinite(values).all() for values in (numbers, *tables)):
+        raise ValueError("a number in it is not finite")
+    if not all(values.ndim == 2 and values.shape[1] == 2 and len(values) for values in tables):
+        raise ValueError("a table in it has not two columns")
+    slopes, threshold, prevalence = numbers[:, :2], numbers[:, 3], numbers[:, 4]
+    if not ((slopes > 0).all() and ((threshold >= 0) & (threshold <= 1)).all()):
+        raise ValueError("a slope or threshold in it is out of its range")
+    if not ((prevalence > 0) & (prevalence < 1)).all():
+        raise ValueError("a prevalence in it is not between 0 and 1")

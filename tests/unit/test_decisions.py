@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -396,6 +397,37 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     tensors[f"map/{NAMES[0]}"][0] = np.nan
     save_file(tensors, path, metadata={"decisions": json.dumps(about)})
     with pytest.raises(RunError, match="not finite"):
+        read_decisions(path)
+
+
+DAMAGE = {
+    "no two columns": ("sketch", np.zeros(3), "not two columns"),
+    "an empty table": ("sketch", np.zeros((0, 2)), "not two columns"),
+    "not finite": ("sketch", np.array([[np.nan, 1.0]]), "not finite"),
+    "steps that are not finite": ("steps", np.array([[0.0, np.nan], [1.0, 0.5]]), "not finite"),
+    "a slope that turns": ("map", np.array([-1.0, 1, 0, 0.5, 0.1, 0]), "out of its range"),
+    "a threshold beyond 1": ("map", np.array([1.0, 1, 0, 7, 0.1, 0]), "out of its range"),
+    "no prevalence": ("map", np.array([1.0, 1, 0, 0.5, 0, 0]), "not between 0 and 1"),
+}
+
+
+@pytest.mark.parametrize("name", list(DAMAGE))
+def test_numbers_that_cannot_be_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "decisions.safetensors"
+    write_decisions(path, fitted())
+    with safe_open(path, framework="numpy") as file:
+        tensors, about = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    kind, values, message = DAMAGE[name]
+    tensors[f"{kind}/{NAMES[0]}"] = values
+    save_file(tensors, path, metadata=about)
+    with pytest.raises(RunError, match=message):
+        read_decisions(path)
+
+
+def test_a_class_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.safetensors"
+    write_decisions(path, replace(fitted(), classes=("twin", "twin", *NAMES[2:])))
+    with pytest.raises(RunError, match="stands twice"):
         read_decisions(path)
 
 
