@@ -82,7 +82,7 @@ def run(
         passed = forward(opened, work, How(tta, force, data, device, batch_size), emit)
     kept = _keep(opened, work, passed, emit)
     decisions = decisions_of(opened, asked, tta=passed.tta, data=data, emit=emit) or plain(opened)
-    made = _made(opened, passed, decisions, target)
+    made = _made(opened, passed, decisions, target, emit)
     if out is not None:
         _write(out, made.table, submission)
     _warn(work, submission, emit)
@@ -193,10 +193,10 @@ class _Made:
         return self.used is not self.before
 
 
-def _made(run: OpenRun, passed: Passed, decisions: Decisions, target: Target | None) -> _Made:
+def _made(run: OpenRun, passed: Passed, decisions: Decisions, target: Target | None, emit: Emit) -> _Made:
     link, own = open_link(run), passed.predictions
     log_odds = link.log_odds_of(own.logits) if link is not None else own.logits.astype(np.float64)
-    used = decisions if target is None else target.apply(decisions, log_odds)
+    used = decisions if target is None else target.apply(decisions, log_odds, emit)
     table = PredictionTable(own.image_id, own.classes, own.logits, used.calibrated(log_odds), used.thresholds)
     return _Made(table, passed, decisions, used)
 

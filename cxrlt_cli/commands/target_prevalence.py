@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.decisions import Decisions, check_enough, estimate_prevalence
+from cxrlt_cli.decisions import Decisions, check_enough, estimate_prevalence, left_open
 from cxrlt_cli.errors import UsageError
+from cxrlt_cli.events import Emit, Notice
 from cxrlt_cli.wording import nearest
 
 Array = npt.NDArray[np.float64]
@@ -21,6 +22,8 @@ Array = npt.NDArray[np.float64]
 #: The value of ``--target-prevalence`` that asks for an estimate.
 ESTIMATE = "estimate"
 _OPTION = "--target-prevalence"
+#: Classes named one by one in a warning.
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,25 @@ class Target:
         if self.stated is None:
             check_enough(images)
 
-    def apply(self, decisions: Decisions, log_odds: Array) -> Decisions:
-        """Decisions for images with log-odds (N, C), after the link, and this prevalence."""
+    def apply(self, decisions: Decisions, log_odds: Array, emit: Emit) -> Decisions:
+        """Decisions for images with log-odds (N, C), after the link, and this prevalence.
+
+        A warning names the classes of which the images say too little for an estimate.
+        """
         if self.stated is not None:
             return decisions.under(self.stated)
-        return decisions.under(estimate_prevalence(decisions.log_odds(log_odds), decisions.prevalence))
+        v, old = decisions.log_odds(log_odds), decisions.prevalence
+        share = estimate_prevalence(v, old)
+        names = [decisions.classes[c] for c in np.flatnonzero(left_open(v, old, share))]
+        if names:
+            emit(_open(names, len(decisions.classes)))
+        return decisions.under(share)
+
+
+def _open(names: Sequence[str], classes: int) -> Notice:
+    some = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    text = f"estimates of prevalence may be off by more than a factor of two for {len(names)} of {classes} classes"
+    return Notice(f"{text}: {some}. State those you know, as in {_OPTION} CLASS=0.05.", "warning")
 
 
 def parse_target(text: str, classes: Sequence[str]) -> Target:

@@ -11,7 +11,7 @@ known can be estimated from the posteriors of the images at hand (Saerens, Latin
 from cxrlt_cli.decisions.file import read_decisions, write_decisions
 from cxrlt_cli.decisions.fitting import SKETCH, CrossFitted, Decisions, cross_fitted, fit_decisions
 from cxrlt_cli.decisions.folds import patient_codes, patient_folds
-from cxrlt_cli.decisions.prevalence import ENOUGH_TO_ESTIMATE, check_enough, estimate_prevalence
+from cxrlt_cli.decisions.prevalence import ENOUGH_TO_ESTIMATE, check_enough, estimate_prevalence, left_open
 
 __all__ = [
     "ENOUGH_TO_ESTIMATE",
@@ -22,6 +22,7 @@ __all__ = [
     "cross_fitted",
     "estimate_prevalence",
     "fit_decisions",
+    "left_open",
     "patient_codes",
     "patient_folds",
     "read_decisions",

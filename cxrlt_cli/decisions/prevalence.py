@@ -10,6 +10,8 @@ from cxrlt_cli.logistic import Array, logit, sigmoid
 
 #: Fewest images from which a prevalence is estimated.
 ENOUGH_TO_ESTIMATE = 50
+#: Of a normal distribution, within which 95 % lie.
+_DEVIATIONS = 1.96
 
 
 def estimate_prevalence(log_odds: npt.ArrayLike, prevalence: npt.ArrayLike, strength: float = 1.0) -> Array:
@@ -47,6 +49,21 @@ def estimate_prevalence(log_odds: npt.ArrayLike, prevalence: npt.ArrayLike, stre
             break
         at = there
     return sigmoid(at)
+
+
+def left_open(log_odds: npt.ArrayLike, prevalence: npt.ArrayLike, share: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Whether images leave an estimate open by more than a factor of two in odds, either way, at 95 %.
+
+    By the curvature of the likelihood at the estimate, without the say of the old prevalence.
+
+    Args:
+        log_odds, prevalence: as in ``estimate_prevalence``.
+        share: (C,) what it returned.
+    """
+    v, new = np.asarray(log_odds, dtype=np.float64), np.asarray(share, dtype=np.float64)
+    moved = sigmoid(v + logit(new) - logit(prevalence))
+    known = len(v) * new * (1 - new) - (moved * (1 - moved)).sum(axis=0)
+    return np.asarray(known < (_DEVIATIONS / np.log(2)) ** 2)
 
 
 def check_enough(images: int) -> None:

@@ -451,6 +451,14 @@ def test_an_estimated_prevalence_is_that_of_the_moved_posteriors(cxrlt: Cxrlt, r
     np.testing.assert_allclose(share, expected, rtol=1e-4)
 
 
+def test_estimates_the_images_leave_open_are_named(cxrlt: Cxrlt, run: RunDir, images: Path) -> None:
+    done = cxrlt("predict", run.path, images, "--target-prevalence", "estimate")
+    err = " ".join(done.err.split())
+    assert "may be off by more than a factor of two for" in err
+    assert "mass" in err
+    assert "factor of two" not in cxrlt("predict", run.path, images, "--target-prevalence", "mass=0.5").err
+
+
 WRONG = {
     "an unknown class": ("mas=0.5", 2, "Did you mean 'mass'?"),
     "not a share": ("mass=1.5", 2, "is not a number between 0 and 1"),

@@ -19,6 +19,7 @@ from cxrlt_cli.decisions import (
     cross_fitted,
     estimate_prevalence,
     fit_decisions,
+    left_open,
     patient_folds,
     read_decisions,
     write_decisions,
@@ -321,6 +322,21 @@ def test_estimates_of_certain_posteriors_stay_inside() -> None:
     v = np.column_stack([np.full(60, 800.0), np.full(60, -800.0), np.repeat([800.0, -800.0], 30)])
     share = estimate_prevalence(v, [0.1, 0.1, 0.1])
     np.testing.assert_allclose(share, [61 / 70, 1 / 70, 31 / 70], rtol=1e-6)
+
+
+def test_an_estimate_is_left_open_where_it_scatters_by_a_factor_of_two() -> None:
+    """The curvature says what the scatter of estimates from many sets of images is."""
+    rng, old = np.random.default_rng(20), 0.1
+    for separation, open_ in ((0.4, True), (2.0, False)):
+        estimates, said = [], []
+        for _ in range(60):
+            positive = rng.random((800, 1)) < old
+            score = rng.standard_normal((800, 1)) + separation * positive
+            v = logit(old) + separation * score - separation**2 / 2
+            estimates.append(estimate_prevalence(v, [old], strength=0.01))
+            said.append(left_open(v, [old], estimates[-1])[0])
+        assert (1.96 * logit(estimates).std() > np.log(2)) == open_
+        assert np.mean(said) == pytest.approx(float(open_), abs=0.1)
 
 
 def test_few_images_say_little_about_rare_findings() -> None:
