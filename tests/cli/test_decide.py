@@ -446,8 +446,8 @@ def test_an_estimated_prevalence_is_that_of_the_moved_posteriors(cxrlt: Cxrlt, r
     data = cxrlt("predict", run.path, images, "--target-prevalence", "estimate", "--json").json
     own = read_decisions(run.decisions)
     share = np.array([data["target_prevalence"][name] for name in factories.CLASSES])
-    # a fixed point: the mean of the posteriors, where the old share counts as images with one positive
-    expected = (np.sum(data["posterior"], axis=0) + 1) / (60 + 1 / own.prevalence)
+    # a fixed point: the mean of the posteriors, where the old share counts as images with ten positives
+    expected = (np.sum(data["posterior"], axis=0) + 10) / (60 + 10 / own.prevalence)
     np.testing.assert_allclose(share, expected, rtol=1e-4)
 
 

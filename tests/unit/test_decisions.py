@@ -306,7 +306,7 @@ def test_the_estimate_is_reached_where_a_network_tells_little() -> None:
     rng, old, count = np.random.default_rng(19), 0.05, 50_000
     positive = rng.random(count) < 0.2
     v = logit(old) + 0.1 * (rng.standard_normal(count) + 0.1 * positive) - 0.005
-    share = estimate_prevalence(v[:, None], [old])[0]
+    share = estimate_prevalence(v[:, None], [old], strength=1)[0]
     moved = sigmoid(v + logit(share) - logit(old))
     assert share == pytest.approx((moved.sum() + 1) / (count + 1 / old), rel=1e-9)
     # plain steps pass that test to five digits long before they arrive: the root itself
@@ -320,7 +320,7 @@ def test_the_estimate_is_reached_where_a_network_tells_little() -> None:
 
 def test_estimates_of_certain_posteriors_stay_inside() -> None:
     v = np.column_stack([np.full(60, 800.0), np.full(60, -800.0), np.repeat([800.0, -800.0], 30)])
-    share = estimate_prevalence(v, [0.1, 0.1, 0.1])
+    share = estimate_prevalence(v, [0.1, 0.1, 0.1], strength=1)
     np.testing.assert_allclose(share, [61 / 70, 1 / 70, 31 / 70], rtol=1e-6)
 
 
