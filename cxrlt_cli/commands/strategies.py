@@ -48,6 +48,16 @@ def strategy_of(run: OpenRun, tta: str | None, force: bool = False) -> TestTimeA
     return strategy
 
 
+def check_named(tta: str | None, cure: str) -> None:
+    """Refuse ``auto`` where one strategy has to be named.
+
+    Raises:
+        UsageError: it is ``auto``.
+    """
+    if tta == AUTO:
+        raise UsageError("the test-time augmentation 'auto' is a choice that `cxrlt predict` makes", cure=cure)
+
+
 def check_strategy(recipe: Recipe) -> None:
     """Make sure, before training, that the recipe's strategy can be built, and that the network will see its views.
 

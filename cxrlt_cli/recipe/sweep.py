@@ -146,6 +146,9 @@ def _problems(sweep: Sweep) -> Iterator[str]:
     without = [row.name for row in sweep.rows if row.recipe is None and row.of is None]
     if sweep.base is None and without:
         yield f"{_listed(without)}: no recipe; give the table a 'base' or the row a 'recipe'"
+    chosen = [row.name for row in sweep.rows if row.tta == "auto"]
+    if chosen:
+        yield f"{_listed(chosen)}: 'tta: auto' would choose anew for every run; name a test-time augmentation"
     yield from _repeated(sweep)
     rows = expand(sweep)
     names = [row.name for row in rows]

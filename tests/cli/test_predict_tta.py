@@ -321,3 +321,14 @@ def test_auto_needs_the_runs_own_dataset_unless_it_has_chosen(
     second = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--data", other.path, "--json")
     assert second.code == 0
     assert second.json["tta_choice"] == first.json["tta_choice"]
+
+
+# -- where one has to be named -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gap", [(), ("--gap",)])
+def test_evaluate_wants_the_name_of_a_strategy(cxrlt: Cxrlt, run: RunDir, gap: tuple[str, ...]) -> None:
+    done = cxrlt("evaluate", run.path, "--tta", "auto", *gap)
+    assert done.code == 2
+    assert f"cxrlt predict {run.path} --split dev --tta auto" in " ".join(done.err.split()).replace("- ", "-")
+    assert not run.tta.exists()

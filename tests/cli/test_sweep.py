@@ -221,6 +221,9 @@ def test_plugins_are_checked_before_anything_runs(stage: Stage) -> None:
     Path("table.yaml").write_text(TABLE.replace("{loss: asl}", "{loss: {name: asl, gama_neg: 2}}"))
     with pytest.raises(PluginError, match="Did you mean 'gamma_neg'"):
         sweep.run("table.yaml")
+    Path("table.yaml").write_text(TABLE + "  - {name: mirrored, of: plain, tta: flop}\n")
+    with pytest.raises(PluginError, match="Did you mean 'flip'"):
+        sweep.run("table.yaml")
     assert stage.started == []
 
 

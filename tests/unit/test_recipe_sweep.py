@@ -222,6 +222,7 @@ def test_paths_start_at_the_tables_folder() -> None:
         (("seeds: [0, 1]", "reference: plian"), "the reference 'plian' is no row. Did you mean 'plain'?"),
         (("base: base.yaml\n", ""), "'plain', 'other': no recipe; give the table a 'base' or the row a 'recipe'"),
         (("base: base.yaml", "base: bsae.yaml"), "Did you mean 'base.yaml'?"),
+        (("name: other", "name: other\n    tta: auto"), "'other': 'tta: auto' would choose anew for every run"),
         (("name: other", "name: other\n    of: plain"), "'other' builds on 'plain', which is trained already"),
     ],
 )

@@ -23,6 +23,7 @@ from cxrlt_cli.commands.opening import (
     without_link,
 )
 from cxrlt_cli.commands.run_decisions import decisions_of, judged
+from cxrlt_cli.commands.strategies import check_named
 from cxrlt_cli.contracts import UNKNOWN
 from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.decisions import CrossFitted, Decisions
@@ -45,9 +46,12 @@ def predicted(run: OpenRun, asked: Asked, emit: Emit) -> Predicted:
     """Labels, logits, posteriors and decisions of a split.
 
     Raises:
+        UsageError: the test-time augmentation is ``auto``.
         DataError: no label is known, or the dataset cannot be used.
         RunError: the predictions are not those of the split.
     """
+    which = f"`cxrlt predict {run.dir.path} --split {asked.split} --tta auto` tells which one it takes: name that here."
+    check_named(asked.tta, which)
     prepared = open_dataset(run, asked.data, emit)
     rows = split_rows(run, prepared, asked.split, emit)
     labels = _labels(run, prepared, rows, asked.split)

@@ -126,6 +126,11 @@ def check_plugins(steps: Sequence[Step], table: Loaded[Sweep]) -> None:
                 registry.check_options(kind, ref, where=f"{table.path}: {step.run.name}: {dotted}")
             except PluginError as error:
                 found.setdefault(error.what, error)
+        try:
+            if step.tta is not None:
+                registry.resolve("tta", step.tta)
+        except PluginError as error:
+            found.setdefault(error.what, error)
     if found:
         raise together(list(found.values()))
 
