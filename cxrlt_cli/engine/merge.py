@@ -23,8 +23,8 @@ def merge(
 ) -> npt.NDArray[np.float32]:
     """Merge the views of every image as the strategy declares, leaving out those that are not valid.
 
-    An entry for which only the identity is valid keeps its logit exactly, unless the images are ranked. An entry with a
-    NaN among its valid views is NaN.
+    An entry for which only the identity is valid keeps its logit exactly, unless the images are ranked. An entry for
+    which a valid view gives NaN or an infinite number is NaN.
 
     Args:
         logits: (V, N, C), the identity first.
@@ -39,8 +39,9 @@ def merge(
     if len(logits) == 1:
         return np.asarray(logits[0])
     valid = validity(tta.views, classes, projections)
-    broken = (np.isnan(logits) & valid).any(axis=0)
-    values = np.where(valid & ~np.isnan(logits), logits, 0).astype(np.float64)
+    finite = np.isfinite(logits)
+    broken = (valid & ~finite).any(axis=0)  # a median or a mean of posteriors would hide an infinite logit
+    values = np.where(valid & finite, logits, 0).astype(np.float64)
     if tta.merge == "rank":
         return np.asarray(np.where(broken, np.nan, _ranked(values, valid)), np.float32)
     if tta.merge == "max":

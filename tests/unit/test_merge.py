@@ -212,9 +212,10 @@ def test_an_invalid_view_may_say_anything(settings: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda given: "-".join(given.values()))
-def test_nan_of_a_valid_view_is_never_hidden(settings: dict[str, str]) -> None:
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_in_a_valid_view_is_never_hidden(settings: dict[str, str], wrong: float) -> None:
     logits = logits_of(3)
-    logits[2, 4, 1] = np.nan
+    logits[2, 4, 1] = wrong
     found = merged(logits, link=LINK, **settings)
     assert np.argwhere(np.isnan(found)).tolist() == [[4, 1]]
 
