@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +16,13 @@ import numpy.typing as npt
 
 from cxrlt_cli.artifacts import Predictions, read_json, write_json, write_predictions
 from cxrlt_cli.bootstrap import p_text
-from cxrlt_cli.commands.network import view_logits
+from cxrlt_cli.commands.network import check_finite, try_views, view_logits
 from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, split_rows, stamp
 from cxrlt_cli.commands.run_decisions import SPLIT, chosen_on
 from cxrlt_cli.commands.strategies import strategy_of, unseen
 from cxrlt_cli.commands.tta_choice import Choice, Trial, choose, measurements
-from cxrlt_cli.contracts import UNKNOWN
 from cxrlt_cli.data.manifest import Prepared, load_prepared
+from cxrlt_cli.decisions import patient_codes
 from cxrlt_cli.errors import CxrltError, DataError, RunError
 from cxrlt_cli.events import Advanced, Emit, Finished, Notice, Started, Table
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 #: Raised when the rule changes, so that choices by an older one are made anew.
 FORMAT = 1
 PLAIN, FOLDS, RESAMPLES, SEED = "none", 5, 1000, 0
+#: Where an object lies in memory, as its ``repr`` has it.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +80,17 @@ def choose_tta(run: OpenRun, setting: Setting, *, force: bool, data: Path | None
     Raises:
         CxrltError: the dataset, or labels of its dev split, are not there; memory is exhausted.
     """
-    tried, left_out = _candidates(run, force, emit)
+    tried, left_out = _candidates(run, setting, force, emit)
     key = _key(run, tried)
     kept = _remembered(run, key)
     if kept is not None:
+        left_out |= {name: reason for name, reason in kept["left_out"].items() if name in tried}
         return _told(Chosen(str(kept["chosen"]), {**kept, "left_out": left_out}, again=True), emit)
     made: dict[str, Any] = {"format": FORMAT, "key": key, "split": SPLIT, "images": 0, "chosen": PLAIN}
     made |= {"strategies": [], "cross_fitted": None, "left_out": left_out}
     if len(tried) > 1:
-        made |= _tried(run, tried, setting, data, emit)
+        found = _tried(run, tried, setting, data, emit)
+        made |= {**found, "left_out": left_out | found["left_out"]}
     _remember(run, made, emit)
     return _told(Chosen(str(made["chosen"]), made, again=False), emit)
 
@@ -98,7 +103,7 @@ def _told(chosen: Chosen, emit: Emit) -> Chosen:
 # -- which strategies ----------------------------------------------------------------------------------------------
 
 
-def _candidates(run: OpenRun, force: bool, emit: Emit) -> tuple[Strategies, dict[str, str]]:
+def _candidates(run: OpenRun, setting: Setting, force: bool, emit: Emit) -> tuple[Strategies, dict[str, str]]:
     """The strategies to try, the plain images first, and why the others are left out."""
     from cxrlt_cli.registry import available
 
@@ -111,8 +116,9 @@ def _candidates(run: OpenRun, force: bool, emit: Emit) -> tuple[Strategies, dict
             continue
         try:
             strategy = strategy_of(run, name, force=True)
+            try_views(strategy.views, setting)
         except CxrltError as error:  # a broken plugin hurts only those who ask for it
-            left_out[name] = "it cannot be built"
+            left_out[name] = "is broken"
             emit(Notice(f"the test-time augmentation {name!r} is left out: {error.what}", "warning"))
             continue
         lacking = [] if force else unseen(run, strategy)
@@ -166,8 +172,8 @@ def _key(run: OpenRun, tried: Strategies) -> str:
 
 
 def _described(view: View) -> list[Any]:
-    """A view as text; that of a function would hold its address in memory, and change with every process."""
-    apply = getattr(view.apply, "__qualname__", None) or repr(view.apply)
+    """A view as text, without addresses in memory, which change with every process."""
+    apply = getattr(view.apply, "__qualname__", None) or _ADDRESS.sub("", repr(view.apply))
     limits = [sorted(group) if group is not None else None for group in (view.needs, view.classes, view.projections)]
     return [view.name, apply, *limits]
 
@@ -197,22 +203,31 @@ def _tried(run: OpenRun, tried: Strategies, setting: Setting, data: Path | None,
     prepared = _own_dataset(run, data, emit)
     rows = split_rows(run, prepared, SPLIT, emit)
     labels = prepared.labels[rows][:, [prepared.classes.index(name) for name in run.card.classes]]
-    if not ((labels == 1).any() and (labels != UNKNOWN).any()):
-        raise DataError(
-            f"no finding is labelled in the split {SPLIT!r}, so there is nothing to choose by",
-            where=str(prepared.path),
-            cure="Name a test-time augmentation with --tta.",
-        )
+    ids, patients = (column(prepared.frame, text, rows) for text in ("image_id", "patient_id"))
+    _check_dev(prepared, labels, patients)
     views, own = _shared(tried)
     emit(Notice(f"choosing a test-time augmentation on {SPLIT}: {len(tried)} strategies, {len(views)} views"))
     outputs = view_logits(run, Reader(prepared), rows, replace(setting, stage=SPLIT), views=views, emit=emit)
     link, projections = open_link(run), column(prepared.frame, "view", rows)
     logits = {name: merge(outputs[own[name]], one, run.card.classes, projections, link) for name, one in tried.items()}
-    costs = {name: len(one.views) for name, one in tried.items()}
-    ids, patients = (column(prepared.frame, text, rows) for text in ("image_id", "patient_id"))
+    check_finite(run, ids, logits[PLAIN])
+    lost = {name: "outputs that are not finite" for name, made in logits.items() if not np.isfinite(made).all()}
+    logits = {name: made for name, made in logits.items() if name not in lost}
+    costs = {name: len(tried[name].views) for name in logits}
     choice = _choice(labels, logits, costs, patients, emit)
     _keep(run, prepared, choice.name, Predictions(run.card.classes, ids, patients, logits[choice.name]), emit)
-    return {"images": len(rows), **_as_data(choice)}
+    return {"images": len(rows), "left_out": lost, **_as_data(choice)}
+
+
+def _check_dev(prepared: Prepared, labels: npt.NDArray[np.int8], patients: Sequence[str]) -> None:
+    """Refuse images a choice cannot be made on before they are predicted."""
+    what = ""
+    if not (labels == 1).any():
+        what = f"no finding is labelled in the split {SPLIT!r}, so there is nothing to choose by"
+    elif patient_codes(patients).max() == 0:
+        what = f"the split {SPLIT!r} is of one patient, so that no choice can be scored on another one"
+    if what:
+        raise DataError(what, where=str(prepared.path), cure="Name a test-time augmentation with --tta.")
 
 
 def _keep(run: OpenRun, prepared: Prepared, name: str, made: Predictions, emit: Emit) -> None:
@@ -306,5 +321,10 @@ def _note(data: Mapping[str, Any], again: bool) -> str:
     crossed = data["cross_fitted"]
     if crossed is None:
         return "no other strategy can be tried: the plain images." + remembered
+    plain = "No gain is beyond chance (interval above 0, p below 5 %): the plain images. "
+    why = plain if data["chosen"] == PLAIN else ""
     gain = f"{_shown(crossed['gain'], '+.4f')} ({_interval(crossed)})"
-    return f"An image costs as many passes as views. Chosen without the patients it is scored on: {gain}.{remembered}"
+    return (
+        f"{why}An image costs as many passes as views. Chosen on some patients and scored on the others, the choice "
+        f"gains {gain}.{remembered}"
+    )

@@ -15,13 +15,13 @@ from cxrlt_cli.artifacts import Predictions, read_predictions
 from cxrlt_cli.combine import Ensemble, Member
 from cxrlt_cli.combine.crossfit import by_fold
 from cxrlt_cli.commands.choose_tta import Chosen, choose_tta
-from cxrlt_cli.commands.network import setting_of, view_logits
+from cxrlt_cli.commands.network import check_finite, setting_of, view_logits
 from cxrlt_cli.commands.opening import OpenRun, open_link, open_run, without_link
 from cxrlt_cli.commands.run_decisions import kept_cross_fitted
 from cxrlt_cli.commands.strategies import AUTO, strategy_name, strategy_of
 from cxrlt_cli.commands.work import Work, none_readable, seen_by
 from cxrlt_cli.decisions import patient_folds
-from cxrlt_cli.errors import RunError, TrainingError, UsageError
+from cxrlt_cli.errors import RunError, UsageError
 from cxrlt_cli.events import Emit, Notice
 
 if TYPE_CHECKING:
@@ -94,19 +94,8 @@ def _merged(run: OpenRun, work: Work, views: npt.NDArray[np.float32], strategy: 
         for values in (work.image_id, work.patient_id, work.projections)
     )
     logits = merge(views[:, read], strategy, run.card.classes, projections, open_link(run))
-    _check_finite(run, ids, logits)
+    check_finite(run, ids, logits)
     return Predictions(run.card.classes, ids, patients, logits)
-
-
-def _check_finite(run: OpenRun, image_id: Sequence[str], logits: npt.NDArray[np.float32]) -> None:
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(bad):
-        named = ", ".join(image_id[row] for row in bad[:5])
-        raise TrainingError(
-            f"the network's outputs for {len(bad)} images are not finite: {named}",
-            where=str(run.dir.path),
-            cure="Weights or half precision may be at fault: try `--device cpu`, which computes in full precision.",
-        )
 
 
 # -- members -------------------------------------------------------------------------------------------------------

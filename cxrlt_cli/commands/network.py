@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.commands.opening import OpenRun
-from cxrlt_cli.errors import TrainingError
+from cxrlt_cli.errors import PluginError, TrainingError
 from cxrlt_cli.events import Emit
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def view_logits(
     """Logits (V, N, C) of V views of the images at ``rows`` (N,).
 
     Raises:
+        PluginError: a view does not work on images of this size, or on this device.
         TrainingError: memory is exhausted.
     """
     import torch
@@ -52,10 +53,54 @@ def view_logits(
     from cxrlt_cli.model import load_model
 
     with _explained(run, setting):
+        try_views(views, setting)
         model: torch.nn.Module = load_model(run.dir.model, setting.device)[0]
         if run.recipe.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
         return infer(model, images, rows, setting, views=views, emit=emit)
+
+
+def try_views(views: Sequence[View], setting: Setting) -> None:
+    """Show each view one grey image, so that one that cannot work on this size or device says so before the work.
+
+    Raises:
+        PluginError: a view fails, or changes the shape.
+    """
+    import torch
+
+    size, image = setting.size, torch.full((1, 1, setting.size, setting.size), 0.5, device=setting.device)
+    for view in views:
+        try:
+            shape = tuple(view.apply(image).shape)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a plugin may raise anything
+            what = f"fails with images of {size} x {size} px on {setting.device}: {type(error).__name__}: {error}"
+            raise _bad_view(view, what) from error
+        if shape != tuple(image.shape):
+            raise _bad_view(view, f"makes {shape} of {tuple(image.shape)}")
+
+
+def _bad_view(view: View, what: str) -> PluginError:
+    return PluginError(
+        f"the view {view.name!r} of the test-time augmentation {what}", cure="Name another one with --tta."
+    )
+
+
+def check_finite(run: OpenRun, image_id: Sequence[str], logits: npt.NDArray[np.float32]) -> None:
+    """Refuse logits (N, C) that are no numbers.
+
+    Raises:
+        TrainingError: there are some.
+    """
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
+        named = ", ".join(image_id[row] for row in bad[:5])
+        raise TrainingError(
+            f"the network's outputs for {len(bad)} image{'s' if len(bad) > 1 else ''} are not finite: {named}",
+            where=str(run.dir.path),
+            cure="Weights or half precision may be at fault: try `--device cpu`, which computes in full precision.",
+        )
 
 
 @contextmanager

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from cxrlt_cli.commands.opening import OpenRun
-from cxrlt_cli.errors import UsageError
+from cxrlt_cli.errors import PluginError, UsageError
 
 if TYPE_CHECKING:
     from cxrlt_cli.contracts import TestTimeAugmentation
     from cxrlt_cli.recipe.schema import Recipe
+    from cxrlt_cli.registry import Reference
 
 #: The value of ``--tta`` that chooses on dev.
 AUTO = "auto"
@@ -30,13 +31,11 @@ def strategy_of(run: OpenRun, tta: str | None, force: bool = False) -> TestTimeA
         force: also where its views need an augmentation that training did not have.
 
     Raises:
-        PluginError: there is no such plugin, or it is broken.
+        PluginError: there is no such plugin, it is broken, or it breaks its contract.
         UsageError: a view needs an augmentation that training did not have.
     """
-    from cxrlt_cli.registry import build
-
     own = run.card.tta
-    strategy: TestTimeAugmentation = build("tta", own if tta in {None, own["name"]} else {"name": tta})
+    strategy = _built(own if tta in {None, own["name"]} else {"name": tta}, strategy_name(run, tta))
     lacking = unseen(run, strategy)
     if lacking and not force:
         raise UsageError(
@@ -62,14 +61,13 @@ def check_strategy(recipe: Recipe) -> None:
     """Make sure, before training, that the recipe's strategy can be built, and that the network will see its views.
 
     Raises:
-        PluginError: its options make no sense, or it is broken.
+        PluginError: its options make no sense, it is broken, or it breaks its contract.
         UsageError: a view needs an augmentation that the recipe does not have.
     """
     from cxrlt_cli.data.augment import seen
-    from cxrlt_cli.registry import build
 
     own = recipe.predict.tta
-    strategy: TestTimeAugmentation = build("tta", own)
+    strategy = _built(own, own.name)
     lacking = _lacking(strategy, seen(recipe.augment))
     if lacking:
         keys = f"augment.{' and augment.'.join(lacking)}"
@@ -79,6 +77,25 @@ def check_strategy(recipe: Recipe) -> None:
             where="predict.tta",
             cure=f"Give {keys} a size, or choose another predict.tta.",
         )
+
+
+def _built(ref: Reference, name: str) -> TestTimeAugmentation:
+    """The strategy, which has to keep the rules of the conformance kit: one that does not would be wrong in silence.
+
+    A first view that is not the image, or one that writes to the images it shares with others, gives plausible numbers.
+    """
+    from cxrlt_cli.registry import build, find
+    from cxrlt_cli.testing import broken_views
+
+    strategy: TestTimeAugmentation = build("tta", ref)
+    fault = broken_views(strategy)
+    if fault is not None:
+        plugin = find("tta", name)
+        raise PluginError(
+            f"{plugin} breaks the rule '{fault.rule.replace('_', ' ')}': {fault.message}",
+            cure=f"Name another one; `cxrlt plugins check {plugin.qualified}` tells its author more.",
+        )
+    return strategy
 
 
 def unseen(run: OpenRun, strategy: TestTimeAugmentation) -> list[str]:

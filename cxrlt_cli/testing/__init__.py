@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cxrlt_cli.contracts import GROUPS
-from cxrlt_cli.testing.rules import Broken, Finding, Rule, Skip, Subject, run_rules
+from cxrlt_cli.testing.rules import Broken, Finding, Rule, Skip, Subject, run_rule, run_rules
 
-__all__ = ["Broken", "Finding", "Rule", "Skip", "check", "rules_of", "verify"]
+__all__ = ["Broken", "Finding", "Rule", "Skip", "broken_views", "check", "rules_of", "verify"]
 
 
 def rules_of(kind: str) -> Sequence[Rule]:
@@ -59,6 +59,13 @@ def check(kind: str, factory: Callable[..., Any], **options: Any) -> list[Findin
     """
     rules = rules_of(kind)
     return run_rules(rules, Subject(kind, factory, options or dict(getattr(factory, "example", {}))))
+
+
+def broken_views(strategy: object) -> Finding | None:
+    """The first rule that a test-time augmentation breaks as it was built; None where it keeps all of them."""
+    subject = Subject("tta", lambda: strategy, {})
+    findings = (run_rule(rule, subject) for rule in rules_of("tta"))
+    return next((finding for finding in findings if finding.verdict == "broken"), None)
 
 
 def verify(kind: str, factory: Callable[..., Any], **options: Any) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from cxrlt_cli.contracts import Merge, Space, TestTimeAugmentation
+from cxrlt_cli.contracts import Merge, Space, TestTimeAugmentation, View
 from cxrlt_cli.recipe.schema import Augment
 from cxrlt_cli.testing.rules import Broken, Rule, Subject
 
 SIZE = 32
+PROJECTIONS = frozenset({"PA", "AP", "lateral"})
 
 
 def _views(subject: Subject) -> TestTimeAugmentation:
@@ -42,6 +43,8 @@ def keeps_shape_and_range(subject: Subject) -> None:
     for view in _views(subject).views:
         for given in (images, torch.zeros_like(images), torch.ones_like(images)):
             seen = view.apply(given)
+            if not isinstance(seen, Tensor):
+                raise Broken(f"the view {view.name!r} makes a {type(seen).__name__}, not a tensor")
             if seen.shape != given.shape or seen.dtype != given.dtype:
                 raise Broken(f"the view {view.name!r} makes {tuple(seen.shape)} {seen.dtype} of {tuple(given.shape)}")
             if not (seen.min() >= 0 and seen.max() <= 1):
@@ -75,11 +78,28 @@ def names_what_it_needs(subject: Subject) -> None:
     """`needs` names training augmentations that exist, so that cxrlt can refuse a view the network never saw."""
     known = set(Augment.model_fields)
     for view in _views(subject).views:
+        _is_set(view, "needs", view.needs)
         unknown = sorted(set(view.needs) - known)
         if unknown:
             raise Broken(
                 f"the view {view.name!r} needs {', '.join(unknown)}; augmentations: {', '.join(sorted(known))}"
             )
+
+
+def says_where_it_is_valid(subject: Subject) -> None:
+    """`classes` and `projections` are sets of names, or None for all; projections are PA, AP and lateral."""
+    for view in _views(subject).views:
+        for name, value in (("classes", view.classes), ("projections", view.projections)):
+            if value is not None:
+                _is_set(view, name, value)
+        unknown = sorted(set(view.projections or ()) - PROJECTIONS)
+        if unknown:
+            raise Broken(f"the view {view.name!r} is for {', '.join(unknown)}; projections: PA, AP, lateral")
+
+
+def _is_set(view: View, name: str, value: object) -> None:
+    if not isinstance(value, Set):
+        raise Broken(f"`{name}` of the view {view.name!r} is a {type(value).__name__}, not a frozenset")
 
 
 def merges_as_the_host_can(subject: Subject) -> None:
@@ -96,5 +116,6 @@ RULES: Sequence[Rule] = (
     views_are_pure,
     images_are_seen_one_by_one,
     names_what_it_needs,
+    says_where_it_is_valid,
     merges_as_the_host_can,
 )

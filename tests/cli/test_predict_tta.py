@@ -20,6 +20,7 @@ from cxrlt_cli.commands.opening import read_stamp
 from cxrlt_cli.data.manifest import Prepared
 
 Cxrlt = Callable[..., Any]
+Install = Callable[..., Path]
 COUNT = 48
 EVERYTHING = ("rotate", "shift", "scale", "flip", "brightness", "contrast", "gamma")
 STRATEGIES = {"none": 1, "flip": 2, "light": 3, "medium": 7, "heavy": 19, "multi-scale": 3, "five-crop": 6}
@@ -182,8 +183,10 @@ def test_auto_tries_everything_once_chooses_and_predicts(
     assert costs == sorted(costs)
     assert choice["images"] == 12
     assert len(choice["cross_fitted"]["by_fold"]) == 5
-    for line in ("five-crop", "95 % interval", "Chosen without the patients it is scored on"):
-        assert line in done.err
+    said = " ".join(done.err.split())
+    for line in ("five-crop", "95 % interval", "Chosen on some patients and scored on the others, the choice gains"):
+        assert line in said
+    assert ("No gain is beyond chance" in said) == (choice["chosen"] == "none")
 
 
 def test_the_choice_has_decisions_of_its_own(
@@ -304,6 +307,22 @@ def test_auto_needs_labelled_dev_images(cxrlt: Cxrlt, tmp_path: Path) -> None:
     assert not run.tta.exists()
 
 
+def test_auto_needs_dev_images_of_several_patients(
+    cxrlt: Cxrlt, run: RunDir, monkeypatch: pytest.MonkeyPatch, passes: list[int]
+) -> None:
+    real = choose_tta.column
+
+    def of_one(frame: Any, name: str, rows: Any) -> list[str]:
+        return ["p"] * len(rows) if name == "patient_id" else real(frame, name, rows)
+
+    monkeypatch.setattr(choose_tta, "column", of_one)
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "auto")
+    assert done.code == 3
+    assert "of one patient" in done.err
+    assert "Name a test-time augmentation with --tta" in done.err
+    assert passes == []
+
+
 def test_auto_needs_the_runs_own_dataset_unless_it_has_chosen(
     cxrlt: Cxrlt, run: RunDir, quick: None, tmp_path: Path
 ) -> None:
@@ -321,6 +340,120 @@ def test_auto_needs_the_runs_own_dataset_unless_it_has_chosen(
     second = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--data", other.path, "--json")
     assert second.code == 0
     assert second.json["tta_choice"] == first.json["tta_choice"]
+
+
+# -- plugins of others ---------------------------------------------------------------------------------------------
+
+PLUGIN = """
+import torch
+from cxrlt_cli.contracts import TestTimeAugmentation as T, View
+
+SIZE, MADE = {size}, []
+IDENTITY = View("identity", lambda images: images)
+
+
+class Moved:
+    def __call__(self, images):
+        return torch.roll(images, 2, -1)
+
+
+def moved():
+    MADE.append(Moved())  # kept, so that none gets the place in memory of another
+    return MADE[-1]
+
+
+def narrow(images):
+    if images.shape[-1] == SIZE:
+        raise ValueError("no table of weights for this size")
+    return images
+
+
+def build():
+    return {made}
+"""
+
+BROKEN = {
+    "begins with the identity": 'T((View("dark", lambda x: x * 0.5), View("dim", lambda x: x * 0.7)))',
+    "keeps shape and range": 'T((IDENTITY, View("cut", lambda x: x[..., :-4])))',
+    "views are pure": 'T((IDENTITY, View("half", lambda x: x.mul_(0.5))))',
+    "names what it needs": 'T((IDENTITY, View("same", lambda x: x, needs=["gamma"])))',
+    "says where it is valid": 'T((IDENTITY, View("same", lambda x: x, classes="Mass")))',
+    "merges as the host can": 'T((IDENTITY, View("same", lambda x: x)), merge="average")',
+}
+
+
+def install_strategy(install: Install, made: str) -> None:
+    code = PLUGIN.format(size=factories.SIZE, made=made)
+    install("cxrlt-other", "[cxrlt.tta]\nother = other_tta:build\n", {"other_tta": code})
+
+
+@pytest.mark.parametrize("rule", list(BROKEN))
+def test_a_strategy_that_breaks_its_contract_is_refused(cxrlt: Cxrlt, run: RunDir, install: Install, rule: str) -> None:
+    """All of these would give predictions, wrong ones, or a traceback."""
+    install_strategy(install, BROKEN[rule])
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "other", "--force")
+    assert done.code == 4
+    assert f"'other' (other_tta:build, of cxrlt-other 1.0) breaks the rule '{rule}'" in " ".join(done.err.split())
+    assert "plugins check cxrlt-other:other" in " ".join(done.err.split())
+    assert not run.predictions("test", "other").exists()
+
+
+def test_auto_leaves_out_what_is_broken_and_goes_on(
+    cxrlt: Cxrlt, run: RunDir, quick: None, passes: list[int], install: Install
+) -> None:
+    forgetful(run, "rotate")
+    install_strategy(install, BROKEN["views are pure"])
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json")
+    assert done.code == 0, done.err
+    assert done.json["tta_choice"]["left_out"]["other"] == "is broken"
+    assert [one["name"] for one in done.json["tta_choice"]["strategies"]] == ["none", "light"]
+    assert "writes to the images it is given" in " ".join(done.err.split())
+    assert passes == [3]
+
+
+def test_a_view_that_cannot_take_images_of_this_size_is_named(
+    cxrlt: Cxrlt, run: RunDir, quick: None, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cxrlt_cli.testing.views.SIZE", factories.SIZE // 2)  # what the kit shows it, it can take
+    forgetful(run, "rotate")
+    install_strategy(install, 'T((IDENTITY, View("narrow", narrow)))')
+    done = cxrlt("predict", run.path, "--split", "test", "--tta", "other")
+    assert done.code == 4
+    assert f"the view 'narrow' of the test-time augmentation fails with images of {factories.SIZE} x" in done.err
+    assert "no table of weights for this size" in done.err
+    auto = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json")
+    assert auto.code == 0, auto.err
+    assert auto.json["tta_choice"]["left_out"]["other"] == "is broken"
+
+
+def test_auto_leaves_out_outputs_that_are_not_finite(
+    cxrlt: Cxrlt, run: RunDir, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranked as if nan were the lowest score, they would have a score like any other."""
+    forgetful(run, "rotate", "flip")
+    before = choose_tta.view_logits
+
+    def overflowing(*args: Any, views: Any, **more: Any) -> Any:
+        made = before(*args, views=views, **more)
+        made[[view.name for view in views].index("flip"), 0, 0] = np.inf
+        return made
+
+    monkeypatch.setattr(choose_tta, "view_logits", overflowing)
+    for _ in range(2):  # made, and remembered
+        choice = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json").json["tta_choice"]
+        assert [one["name"] for one in choice["strategies"]] == ["none", "light"]
+        assert choice["left_out"]["flip"] == "outputs that are not finite"
+
+
+def test_a_choice_is_remembered_beside_views_without_a_text_of_their_own(
+    cxrlt: Cxrlt, run: RunDir, quick: None, passes: list[int], install: Install
+) -> None:
+    """Their ``repr`` holds the place in memory, which is another one every time."""
+    install_strategy(install, 'T((IDENTITY, View("moved", moved())))')
+    for _ in range(2):
+        done = cxrlt("predict", run.path, "--split", "test", "--tta", "auto", "--json")
+        assert {"name": "other", "views": 2}.items() <= done.json["tta_choice"]["strategies"][2].items()
+    assert len(passes) == 1
 
 
 # -- where one has to be named -------------------------------------------------------------------------------------

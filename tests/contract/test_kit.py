@@ -382,6 +382,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "batch": lambda images: images - images.min() + 0 * images,
     "random": lambda images: images * torch.rand(()),
     "writes": lambda images: images.mul_(0.5),
+    "numbers": lambda images: images.numpy(),  # type: ignore[dict-item,return-value]  # that is the fault
 }
 
 
@@ -407,6 +408,7 @@ def views(*, fault: str = "", first: bool = True, needs: str = "gamma", merge: s
         ({"fault": "batch"}, "images_are_seen_one_by_one"),
         ({"fault": "random"}, "views_are_pure"),
         ({"fault": "writes"}, "views_are_pure"),
+        ({"fault": "numbers"}, "keeps_shape_and_range"),
         ({"needs": "gama"}, "names_what_it_needs"),
         ({"merge": "mode"}, "merges_as_the_host_can"),
     ],
@@ -415,6 +417,25 @@ def views(*, fault: str = "", first: bool = True, needs: str = "gamma", merge: s
 def test_each_fault_of_views_has_its_rule(options: dict[str, Any], rule: str) -> None:
     assert broken("tta", views) == {}
     assert rule in broken("tta", views, **options)
+
+
+@pytest.mark.parametrize(
+    ("view", "said"),
+    [
+        ({"needs": ["gamma"]}, "`needs` of the view 'second' is a list, not a frozenset"),
+        ({"needs": "gamma"}, "`needs` of the view 'second' is a str, not a frozenset"),
+        ({"classes": "Mass"}, "`classes` of the view 'second' is a str, not a frozenset"),
+        ({"projections": ("PA",)}, "`projections` of the view 'second' is a tuple, not a frozenset"),
+        ({"projections": frozenset({"pa", "PA"})}, "the view 'second' is for pa; projections: PA, AP, lateral"),
+    ],
+    ids=str,
+)
+def test_where_a_view_is_valid_is_checked(view: dict[str, Any], said: str) -> None:
+    def factory() -> TestTimeAugmentation:
+        """Two views."""
+        return TestTimeAugmentation((View("identity", same), View("second", VIEWS[""], **view)))
+
+    assert list(broken("tta", factory).values()) == [said]
 
 
 def test_every_kind_has_rules_that_say_what_they_ask() -> None:
