@@ -15,6 +15,7 @@ from cxrlt_cli.commands.forward import How, Passed, forward
 from cxrlt_cli.commands.opening import OpenRun, open_link, open_run, stamp
 from cxrlt_cli.commands.prediction_table import PredictionTable, overview, write_table
 from cxrlt_cli.commands.run_decisions import Asked, chosen_on, decisions_of, kept_cross_fitted, plain
+from cxrlt_cli.commands.strategies import AUTO
 from cxrlt_cli.commands.target_prevalence import Target, parse_target
 from cxrlt_cli.commands.work import Work, from_files, from_split
 from cxrlt_cli.decisions import Decisions
@@ -54,7 +55,8 @@ def run(
         force: also use views the training never saw.
         out: CSV or Parquet file to write; default: the result carries everything.
         submission: write the form of CXR-LT 2026 instead of the ordinary table.
-        data: the dataset of ``split``, if it has moved or is another one.
+        data: the dataset of ``split``, if it has moved or is another one; with files, where that of training is now,
+            for what is chosen or fitted on its dev split.
         device: "auto", "cpu", "cuda" or "cuda:K".
         batch_size: images a forward pass; default: as in the recipe.
         calibration: fitted on dev now and used instead of what the run keeps.
@@ -69,7 +71,8 @@ def run(
     Raises:
         CxrltError: whatever is wrong, with its cure.
     """
-    _check_inputs(inputs, split, data)
+    from_dev = tta == AUTO or calibration is not None or threshold is not None
+    _check_inputs(inputs, split, None if from_dev else data)
     _check_out(out, submission)
     opened = open_run(run)
     asked = Asked(calibration, str(parse_rule(threshold)) if threshold is not None else None)

@@ -342,6 +342,22 @@ def test_auto_needs_the_runs_own_dataset_unless_it_has_chosen(
     assert second.json["tta_choice"] == first.json["tta_choice"]
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("options", [("--tta", "auto"), ("--calibration", "beta"), ("--threshold", "prevalence")])
+def test_what_dev_decides_for_files_finds_a_dataset_that_has_moved(
+    cxrlt: Cxrlt, run: RunDir, prepared: Prepared, tmp_path: Path, options: tuple[str, str]
+) -> None:
+    assert cxrlt("predict", run.path, "--split", "dev").code == 0
+    info = json.loads(run.run_json.read_text())
+    run.run_json.write_text(json.dumps({**info, "dataset": {**info["dataset"], "path": "gone"}}))
+    factories.write_images(tmp_path / "images", factories.image_ids(3), factories.make_pixels(3))
+    lost = cxrlt("predict", run.path, tmp_path / "images", *options)
+    assert lost.code == 3
+    assert "Give the directory it is in now with --data DIR" in lost.err
+    found = cxrlt("predict", run.path, tmp_path / "images", *options, "--data", prepared.path)
+    assert found.code == 0, found.err
+
+
 # -- plugins of others ---------------------------------------------------------------------------------------------
 
 PLUGIN = """
