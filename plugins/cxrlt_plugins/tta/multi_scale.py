@@ -11,7 +11,7 @@ def build(
 ) -> TestTimeAugmentation:
     """The image, and zoomed about its centre by each factor, within the same frame: 1 view more than factors.
 
-    The frame keeps its size, because many networks accept no other, and because views of one size run as one batch.
+    The frame keeps its size, because many networks accept no other, and because views of one size share batches.
     What a network sees is the same as with a larger or smaller input: a finding that spans more, or fewer, pixels.
     A factor above 1 cuts the borders off; one below 1 leaves a black margin.
 
