@@ -1,4 +1,4 @@
-"""Does an estimated prevalence help? F1 and calibration errors on test, with none, and with priors of several strengths.
+"""Does an estimated prevalence help? F1 and calibration errors on test: with none, and with priors of four strengths.
 
 For runs on phantoms, with calibration and thresholds fitted on dev::
 
@@ -6,7 +6,8 @@ For runs on phantoms, with calibration and thresholds fitted on dev::
 
 Scored are all test images and four selections of them, in which findings have another prevalence: half of the images
 without a finding left out; a third of those with a finding kept; a quarter kept of those that lack the second to fourth
-most frequent class; a quarter kept of those that lack all of the fifteen rarest or so. One JSON line a run and selection.
+most frequent class; a quarter kept of those that lack all but the fifteen most frequent ones. One JSON line a run and
+selection.
 """
 
 from __future__ import annotations
