@@ -6,7 +6,7 @@ For runs on phantoms, with calibration and thresholds fitted on dev::
 
 Scored are all test images and four selections of them, in which findings have another prevalence: half of the images
 without a finding left out; a third of those with a finding kept; a quarter kept of those that lack the second to fourth
-most frequent class; a quarter kept of those that lack all but the fifteen most frequent ones. One JSON line a run and
+most frequent class; a quarter kept of those with none of the classes after the fifteenth. One JSON line a run and
 selection.
 """
 
