@@ -40,7 +40,7 @@ def run(
     opened = open_run(run)
     if threshold is not None:
         parse_rule(threshold)
-    prepared = open_dataset(opened, data, emit)
+    prepared = open_dataset(opened, data, emit, images=False)
     made = fit(opened, prepared, Asked(calibration, threshold), emit=emit)
     write_decisions(opened.dir.decisions, made)
     return _result(opened, made)
@@ -50,7 +50,7 @@ def after_training(run_dir: Path, emit: Emit = silent) -> None:
     """Fit and keep the decisions of a run that has just been finished; a warning says why where that cannot be."""
     try:
         opened = open_run(run_dir)
-        write_decisions(opened.dir.decisions, fit(opened, open_dataset(opened, None, emit)))
+        write_decisions(opened.dir.decisions, fit(opened, open_dataset(opened, None, emit, images=False)))
     except CxrltError as error:
         emit(Notice(f"no calibration and thresholds were fitted: {told(error)}", "warning"))
 

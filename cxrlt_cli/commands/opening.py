@@ -189,14 +189,14 @@ def without_link(run: OpenRun) -> Notice:
 # -- the dataset ---------------------------------------------------------------------------------------------------
 
 
-def open_dataset(run: OpenRun, data: Path | None, emit: Emit) -> Prepared:
-    """The dataset the run was trained on, or another one given with ``--data``.
+def open_dataset(run: OpenRun, data: Path | None, emit: Emit, *, images: bool = True) -> Prepared:
+    """The dataset the run was trained on, or another one given with ``--data``; ``images`` as in ``load_prepared``.
 
     Raises:
         DataError: it is not there or damaged; it has changed since training and was not given with ``--data``; its
             classes are not those of the run.
     """
-    prepared = load_prepared(data if data is not None else find_dataset(run))
+    prepared = load_prepared(data if data is not None else find_dataset(run), images=images)
     if prepared.content_hash != run.card.dataset:
         if data is None:
             raise DataError(

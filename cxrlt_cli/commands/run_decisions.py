@@ -280,10 +280,10 @@ def _same_views(run: OpenRun, kept: Decisions, tta: str | None) -> bool:
 def _own_dataset(run: OpenRun, data: Path | None) -> Prepared:
     """The dataset the run was trained on, at ``data`` where that is it."""
     if data is not None:
-        there = load_prepared(data)
+        there = load_prepared(data, images=False)
         if there.content_hash == run.card.dataset:
-            return open_dataset(run, data, silent)
-    return open_dataset(run, None, silent)
+            return open_dataset(run, data, silent, images=False)
+    return open_dataset(run, None, silent, images=False)
 
 
 def _without(run: OpenRun, kept: Decisions | None, asked: Asked, error: CxrltError, emit: Emit) -> Decisions | None:

@@ -134,8 +134,12 @@ class Prepared:
                 raise DataError(f"no image has the view {view!r}", where=str(self.path), cure=have)
 
 
-def load_prepared(path: Path) -> Prepared:
+def load_prepared(path: Path, *, images: bool = True) -> Prepared:
     """Open a prepared dataset and check that it is whole.
+
+    Args:
+        path: its directory.
+        images: whether the images have to be there. Labels and predictions can be compared without them.
 
     Raises:
         DataError: it is missing, unfinished, damaged, or of a newer format; the message names the file and the cure.
@@ -145,7 +149,8 @@ def load_prepared(path: Path) -> Prepared:
     table = _read_table(path / "manifest.parquet", classes)
     labels = _labels(table, classes, path / "manifest.parquet")
     _check_table(table, info, path)
-    _check_shards(table, info, path)
+    if images:
+        _check_shards(table, info, path)
     frame = table.drop_columns([name for name in _ON_DISK if name in table.column_names])
     return Prepared(
         path=path,

@@ -83,6 +83,22 @@ def kept_score(data: dict[str, Any]) -> float:
     return float(data["compared"]["single"]["macro_ap"]["ensemble"])
 
 
+def test_predictions_are_enough(cxrlt: Cxrlt, runs: list[Path], prepared: Prepared, tmp_path: Path) -> None:
+    """Where only tables were copied, everything that reads no image works; what reads one says which is missing."""
+    shutil.copytree(prepared.path, tmp_path / "data", ignore=shutil.ignore_patterns("images"))
+    for run in runs:
+        info = json.loads((run / "run.json").read_text())
+        write_json(run / "run.json", {**info, "dataset": {**info["dataset"], "path": str(tmp_path / "data")}})
+    made = cxrlt("ensemble", *runs, "--resamples", "0", "--json")
+    assert made.code == 0, made.err
+    for command in (("decide",), ("evaluate", "--resamples", "0"), ("evaluate", "--gap", "--resamples", "9")):
+        done = cxrlt(*command, made.json["run"])
+        assert done.code == 0, done.err
+    missing = cxrlt("evaluate", runs[0], "--split", "test")
+    assert missing.code == 3
+    assert "images/00000.npy: cannot be read" in missing.err
+
+
 def test_it_is_told_in_tables_and_takes_a_split_without_torch(runs: list[Path], tmp_path: Path) -> None:
     probe = (
         "import sys\nfrom cxrlt_cli.cli import main\n"

@@ -106,7 +106,7 @@ def _refuse(run: OpenRun, source: OpenRun, judged: _Judged, known: dict[str, Pre
 
 def _training_data(run: OpenRun, known: dict[str, Prepared]) -> Prepared:
     if run.card.dataset not in known:
-        found = load_prepared(find_dataset(run))
+        found = load_prepared(find_dataset(run), images=False)
         if found.content_hash != run.card.dataset:
             raise DataError("its content has changed since training", where=str(found.path))
         known[found.content_hash] = found

@@ -95,7 +95,7 @@ def where_to_combine(
         DataError: the dataset is not there, lacks a class, or states no label in the split.
     """
     widest = max(runs, key=lambda one: one.card.image_size)
-    prepared = open_dataset(widest, data, emit)
+    prepared = open_dataset(widest, data, emit, images=False)
     for one in runs:
         same_classes(one, prepared)
     rows = split_rows(runs[0], prepared, split, emit)

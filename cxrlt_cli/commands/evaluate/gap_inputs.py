@@ -81,7 +81,7 @@ def gathered(run: OpenRun, sought: Sought, emit: Emit) -> Gathered:
         CxrltError: the run, its dataset or a table cannot be used.
     """
     of = predicted(run, Asked(sought.split, sought.data, sought.tta), emit)
-    prepared = open_dataset(run, sought.data, silent)
+    prepared = open_dataset(run, sought.data, silent, images=False)
     rows = split_rows(run, prepared, sought.split, silent)
     why: dict[str, str] = {}
     decisions = decisions_of(run, tta=sought.tta, data=sought.data, emit=silent)

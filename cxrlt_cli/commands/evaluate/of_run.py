@@ -52,7 +52,7 @@ def predicted(run: OpenRun, asked: Asked, emit: Emit) -> Predicted:
     """
     which = f"`cxrlt predict {run.dir.path} --split {asked.split} --tta auto` tells which one it takes: name that here."
     check_named(asked.tta, which)
-    prepared = open_dataset(run, asked.data, emit)
+    prepared = open_dataset(run, asked.data, emit, images=False)
     rows = split_rows(run, prepared, asked.split, emit)
     labels = _labels(run, prepared, rows, asked.split)
     link = open_link(run)
