@@ -167,7 +167,7 @@ def predict(
 
 def ensemble(
     emit: Emit,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories, at least two.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories, at least two.")],
     *,
     method: Annotated[
         str,

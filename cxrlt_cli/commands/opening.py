@@ -204,7 +204,7 @@ def open_dataset(run: OpenRun, data: Path | None, emit: Emit, *, images: bool = 
                 where=str(prepared.path),
                 cure="Give it with --data to use it all the same.",
             )
-        emit(Notice(f"{prepared.path} is not the dataset {run.dir.path} was trained on; used because of --data"))
+        emit(Notice(f"{prepared.path} is not the dataset {run.dir.path} was trained on; it is used all the same"))
     same_classes(run, prepared)
     return prepared
 
