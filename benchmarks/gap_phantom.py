@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 
 from cxrlt_cli.artifacts import read_predictions
-from cxrlt_cli.commands.evaluate.gap_inputs import EXACT, Gathered, Sought, gathered
+from cxrlt_cli.commands.evaluate.gap_exact import EXACT
+from cxrlt_cli.commands.evaluate.gap_inputs import Gathered, Sought, gathered
 from cxrlt_cli.commands.opening import column, open_run
 from cxrlt_cli.contracts import UNKNOWN
 from cxrlt_cli.data.manifest import load_prepared

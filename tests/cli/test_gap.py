@@ -16,10 +16,12 @@ import factories
 import numpy as np
 import pytest
 
-from cxrlt_cli.artifacts import RunDir, read_predictions, write_lines
+from cxrlt_cli.artifacts import RunDir, read_predictions, write_lines, write_predictions
 from cxrlt_cli.commands import decide
 from cxrlt_cli.commands.evaluate import gap_kept, gap_run
 from cxrlt_cli.commands.evaluate.gap_show import gap_waterfall
+from cxrlt_cli.commands.learned_from import seen
+from cxrlt_cli.commands.opening import open_run
 from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.events import silent
 from cxrlt_cli.gap import COMPONENTS
@@ -103,10 +105,81 @@ def test_exact_labels_from_a_table(cxrlt: Cxrlt, run: RunDir, prepared: Prepared
     told = cxrlt("evaluate", run.path, "--gap", "--resamples", "50", "--exact-labels", table, "--json").json
     assert step(told, "labels")["change"] < -0.01
     assert told["notes"][0] == f"exact labels: {table}"
+    assert told["classes"] == ["effusion"]
+    shown = cxrlt("evaluate", run.path, "--gap", "--resamples", "20", "--exact-labels", table, "--no-report")
+    assert "from dev to test, 1 class\n" in shown.out
+    assert "or no exact labels of both kinds; or none in test): nodule, mass, hernia." in shown.out
+    assert (
+        "There are exact labels for no image of test; elsewhere those of the dataset are taken for exact." in shown.out
+    )
+    table.write_text("image_id,effusion,mass\n" + "".join(f"{n},0,0.5\n" for n in names))
+    refused = cxrlt("evaluate", run.path, "--gap", "--exact-labels", table)
+    assert refused.code == 3
+    assert "the column of the class 'mass' does not hold labels, but '0.5', for instance" in refused.err
     table.write_text("image_id,oedema\n" + "".join(f"{n},0\n" for n in names))
     refused = cxrlt("evaluate", run.path, "--gap", "--exact-labels", table)
     assert refused.code == 3
     assert "holds no column of labels for a class of the run" in refused.err
+
+
+@pytest.fixture
+def elsewhere(prepared: Prepared, tmp_path: Path) -> RunDir:
+    """A run on another dataset, whose training images show two of three patients of ``prepared``: better known ones."""
+    folded = factories.make_dataset(tmp_path / "folded", count=COUNT, folds=3)
+    run = factories.make_run(tmp_path / "elsewhere", folded, weights=False, data={"fold": 0})
+    for seed, split in enumerate(("dev", "test")):
+        kept = factories.write_logits(run, prepared, split, seed=seed)
+        seen = np.array([int(name[1:]) % 3 > 0 for name in kept.patient_id])
+        labels = prepared.labels[prepared.rows(split)]
+        better = replace(kept, logits=(kept.logits + 4 * labels * seen[:, None]).astype(np.float32))
+        write_predictions(open_run(run.path).predictions(prepared, split, None), better)
+        run.predictions(split).unlink()
+    return run
+
+
+def test_patients_seen_in_training(cxrlt: Cxrlt, prepared: Prepared, elsewhere: RunDir) -> None:
+    """Of another dataset, dev is scored without the patients the run has learned from, and so is test."""
+    asked = ("evaluate", elsewhere.path, "--gap", "--data", prepared.path, "--resamples", "50", "--no-report")
+    told = cxrlt(*asked, "--json").json
+    assert step(told, "patients")["change"] < -0.02
+    assert step(told, "patients", "macro_auroc")["change"] < -0.02
+    assert told["gap"]["macro_ap"]["observed_inside"]
+    assert "66 of the 100 images of test are of patients in training: left out" in told["notes"]
+    found = cxrlt("evaluate", elsewhere.path, "--data", prepared.path, "--resamples", "0", "--no-report", "--json").json
+    patients = {each["value"] for each in found["runs"][0]["subsets"] if each["by"] == "patient"}
+    assert patients == {"seen in training", "unseen"}
+
+
+def test_patients_of_another_dataset_without_that_of_training(
+    cxrlt: Cxrlt, prepared: Prepared, elsewhere: RunDir
+) -> None:
+    (elsewhere.path.parent / "folded").rename(elsewhere.path.parent / "gone")
+    asked = ("evaluate", elsewhere.path, "--gap", "--data", prepared.path, "--resamples", "20", "--no-report")
+    told = cxrlt(*asked, "--json").json
+    assert step(told, "patients")["change"] is None
+    assert "the dataset the run was trained on is not at hand" in step(told, "patients")["why"]
+
+
+def test_another_dataset_without_a_patient_of_training(
+    cxrlt: Cxrlt, prepared: Prepared, elsewhere: RunDir, tmp_path: Path
+) -> None:
+    """Patients of other datasets are told by their identifiers, and those of their images."""
+    mine = open_run(elsewhere.path)
+    names = [f"q{k}" for k in range(4)]
+    assert not np.asarray(seen(mine, prepared, ["a", "b", "c", "d"], names)).any()
+    known = seen(mine, prepared, ["a", "image_002.png", "c", "d"], ["q", "q", "p1", ""])
+    assert known is not None
+    assert known.tolist() == [True, True, True, False]  # image_002 is of p1, who is in training
+
+
+def test_exact_labels_of_reported_findings_only(cxrlt: Cxrlt, run: RunDir, prepared: Prepared, tmp_path: Path) -> None:
+    rows = prepared.rows("dev")
+    names = prepared.frame["image_id"].iloc[rows].to_numpy()[prepared.labels[rows, 0] == 1]
+    table = tmp_path / "again.csv"
+    table.write_text("image_id,effusion\n" + "".join(f"{name},{k % 2}\n" for k, name in enumerate(names)))
+    done = cxrlt("evaluate", run.path, "--gap", "--exact-labels", table)
+    assert done.code == 3
+    assert "and exact labels of both kinds" in " ".join(done.err.split())
 
 
 def test_a_stated_prevalence(cxrlt: Cxrlt, run: RunDir) -> None:
@@ -131,6 +204,8 @@ def test_a_target_without_labels(cxrlt: Cxrlt, tmp_path: Path) -> None:
     told = cxrlt("evaluate", run.path, "--gap", "--resamples", "50", "--json").json
     assert step(told, "prevalence")["change"] is None
     assert "cxrlt predict RUN --split test" in step(told, "prevalence")["why"]
+    asked = cxrlt("evaluate", run.path, "--gap", "--resamples", "20", "--target-prevalence", "estimate", "--json").json
+    assert step(asked, "prevalence")["why"].startswith("no predictions of test are there")
     assert told["gap"]["macro_ap"]["observed"] is None
     assert told["gap"]["macro_ap"]["prediction"] is not None  # how many images there are is known
     factories.write_logits(run, prepared, "test", seed=1)

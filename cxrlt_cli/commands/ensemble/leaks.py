@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from cxrlt_cli.commands.forward import open_member
-from cxrlt_cli.commands.opening import OpenRun, column, find_dataset, open_run
+from cxrlt_cli.commands.learned_from import Learned, learned_from
+from cxrlt_cli.commands.opening import OpenRun, column
 from cxrlt_cli.commands.run_decisions import told
-from cxrlt_cli.data.manifest import Prepared, load_prepared
+from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.errors import CxrltError, DataError
 from cxrlt_cli.events import Emit, Notice
 
@@ -28,9 +28,8 @@ _CURE = (
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """The split: dataset, name, its patients and images."""
+    """The split: its name, patients and images."""
 
-    prepared: Prepared
     split: str
     patients: frozenset[str]
     images: frozenset[str]
@@ -41,73 +40,36 @@ def refuse_leaks(
 ) -> None:
     """Compare the patients and images of the split with those that every member learned from.
 
-    A re-trained head has learned from its parent's training images too, an ensemble from its members'. Where a
-    training set is not there any more, a warning says that this could not be checked.
+    Where a training set is not there any more, a warning says that this could not be checked.
 
     Raises:
         DataError: a member was trained on some of them; it and they are named.
     """
     patients, images = (frozenset(column(prepared.frame, name, rows)) - {""} for name in ("patient_id", "image_id"))
-    judged = _Judged(prepared, split, patients, images)
+    judged = _Judged(split, patients, images)
     known = {prepared.content_hash: prepared}
     for one in runs:
-        for source in _lineage(one, emit):
-            _refuse(one, source, judged, known, emit)
+        for learned in learned_from(one, known, partial(_unchecked, one, emit)):
+            _refuse(one, learned, judged)
 
 
-def _lineage(run: OpenRun, emit: Emit) -> Iterator[OpenRun]:
-    """The run with a network, or those it was made of; each with what it was made of."""
-    if run.ensemble is not None:
-        for member in run.ensemble.members:
-            try:
-                yield from _lineage(open_member(run, member), emit)
-            except CxrltError as error:
-                _unchecked(run, error, emit)
-        return
-    yield run
-    parent = run.info.get("parent")
-    if isinstance(parent, dict) and parent.get("path"):
-        try:
-            yield from _lineage(open_run(_parent_path(run, str(parent["path"]))), emit)
-        except CxrltError as error:
-            _unchecked(run, error, emit)
-
-
-def _parent_path(run: OpenRun, recorded: str) -> Path:
-    """The parent where it was, or beside the run."""
-    path = Path(recorded)
-    return path if (path / "run.json").is_file() else run.dir.path.resolve().with_name(path.name)
-
-
-def _unchecked(run: OpenRun, error: CxrltError, emit: Emit) -> None:
+def _unchecked(run: OpenRun, emit: Emit, error: CxrltError) -> None:
     text = f"{run.dir.path}: whether it was trained on these patients cannot be checked ({told(error)})"
     emit(Notice(text, "warning"))
 
 
-def _refuse(run: OpenRun, source: OpenRun, judged: _Judged, known: dict[str, Prepared], emit: Emit) -> None:
-    try:
-        data = _training_data(source, known)
-    except CxrltError as error:
-        _unchecked(run, error, emit)
-        return
-    rows = data.rows("train", fold=source.recipe.data.fold, views=source.recipe.data.views)
-    for noun, name, mine in (("patients", "patient_id", judged.patients), ("images", "image_id", judged.images)):
-        shared = sorted(mine & set(column(data.frame, name, rows)))
+def _refuse(run: OpenRun, learned: Learned, judged: _Judged) -> None:
+    for noun, theirs, mine in (
+        ("patients", learned.patients, judged.patients),
+        ("images", learned.images, judged.images),
+    ):
+        shared = sorted(mine & theirs)
         if shared:
             more = ", ..." if len(shared) > _NAMED else ""
-            through = "" if source is run else f" (through {source.dir.path})"
+            through = "" if learned.run is run else f" (through {learned.run.dir.path})"
             raise DataError(
                 f"was trained on {len(shared)} of the {len(mine)} {noun} of the split {judged.split!r}{through}: "
                 f"{', '.join(shared[:_NAMED])}{more}",
                 where=str(run.dir.path),
                 cure=_CURE,
             )
-
-
-def _training_data(run: OpenRun, known: dict[str, Prepared]) -> Prepared:
-    if run.card.dataset not in known:
-        found = load_prepared(find_dataset(run), images=False)
-        if found.content_hash != run.card.dataset:
-            raise DataError("its content has changed since training", where=str(found.path))
-        known[found.content_hash] = found
-    return known[run.card.dataset]

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.artifacts import read_lines, read_predictions
+from cxrlt_cli.commands.evaluate.gap_exact import exact_labels
 from cxrlt_cli.commands.evaluate.of_run import Asked, aligned, predicted, why_again
 from cxrlt_cli.commands.evaluate.scored import Predicted
-from cxrlt_cli.commands.evaluate.sheets import identifiers, labels_of, read_sheet
+from cxrlt_cli.commands.learned_from import seen
 from cxrlt_cli.commands.opening import OpenRun, column, open_dataset, open_link, split_rows
 from cxrlt_cli.commands.run_decisions import decisions_of, judged
 from cxrlt_cli.commands.target_prevalence import parse_target
@@ -30,8 +31,6 @@ Rows = npt.NDArray[np.int64]
 
 #: Share of the target's images whose view dev may lack: they are passed over.
 FEW_VIEWS = 0.05
-#: Columns of a dataset that hold better labels than those of the class after the colon.
-EXACT = "true:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def gathered(run: OpenRun, sought: Sought, emit: Emit) -> Gathered:
     rows = split_rows(run, prepared, sought.split, silent)
     why: dict[str, str] = {}
     decisions = decisions_of(run, tta=sought.tta, data=sought.data, emit=silent)
-    exact, source = _exact(run, prepared, rows, sought)
+    exact, source = exact_labels(run, prepared, rows, sought.exact)
     if exact is None:
         why["labels"] = "no exact labels are known; give them with --exact-labels"
     elif not ((exact != UNKNOWN) & (of.labels != UNKNOWN)).any():
@@ -101,7 +100,7 @@ def gathered(run: OpenRun, sought: Sought, emit: Emit) -> Gathered:
         epochs=epochs,
         decide=None if epochs is None else _decider(run, of, prepared, decisions, epochs),
         kept=kept,
-        unseen=_unseen(of, why),
+        unseen=_unseen(run, of, prepared, why),
         exact=exact,
         views=of.view,
     )
@@ -149,52 +148,21 @@ def _decider(
     return decide
 
 
-def _unseen(of: Predicted, why: dict[str, str]) -> npt.NDArray[np.bool_] | None:
-    found = next((each for each in of.columns if each.by == "patient"), None)
-    if found is None:
-        why["patients"] = "these images are not of the dataset the run was trained on, whose patients are not compared"
+def _unseen(run: OpenRun, of: Predicted, prepared: Prepared, why: dict[str, str]) -> npt.NDArray[np.bool_] | None:
+    known = next((each.values for each in of.columns if each.by == "patient"), None)
+    if known is None:
+        why["patients"] = "the dataset the run was trained on is not at hand, so its patients cannot be compared"
         return None
     if not any(of.patient_id):
         why["patients"] = "the dataset does not know its patients"
         return None
-    unseen = np.array([value == "unseen" for value in found.values])
+    unseen = np.array([value == "unseen" for value in known])
     if unseen.all():
-        why["patients"] = f"{BUILT_IN}: no patient of these images is in training"
+        how = "" if prepared.content_hash == run.card.dataset else ", going by identifiers"
+        why["patients"] = f"{BUILT_IN}: no patient of these images is in training{how}"
     elif not unseen.any():
         why["patients"] = "every patient of these images is in training, so there is none to compare with"
     return unseen
-
-
-def _exact(run: OpenRun, prepared: Prepared, rows: Rows, sought: Sought) -> tuple[Labels | None, str]:
-    """(N, C) labels better than the dataset's, -1 where there is none, and where they are from."""
-    classes = run.card.classes
-    if sought.exact is not None:
-        return _from_table(sought.exact, column(prepared.frame, "image_id", rows), classes), str(sought.exact)
-    there = [name for name in classes if EXACT + name in prepared.frame]
-    if not there:
-        return None, ""
-    made = np.full((len(rows), len(classes)), UNKNOWN, np.int8)
-    for name in there:
-        values = prepared.frame[EXACT + name].iloc[rows].to_numpy()
-        made[:, classes.index(name)] = np.where(np.isin(values, (0, 1)), values, UNKNOWN)
-    return made, f"the dataset's columns {EXACT}CLASS"
-
-
-def _from_table(path: Path, image_id: Sequence[str], classes: Sequence[str]) -> Labels:
-    sheet = read_sheet(path)
-    known, place = labels_of(sheet), {name: row for row, name in enumerate(identifiers(sheet))}
-    if not set(known) & set(classes):
-        raise DataError(
-            "holds no column of labels for a class of the run",
-            where=str(path),
-            cure=f"Name its columns as the classes are named: {', '.join(classes[:5])}, ...",
-        )
-    made = np.full((len(image_id), len(classes)), UNKNOWN, np.int8)
-    at = np.array([place.get(name, -1) for name in image_id])
-    for c, name in enumerate(classes):
-        if name in known:
-            made[at >= 0, c] = known[name][at[at >= 0]]
-    return made
 
 
 def _epochs(
@@ -238,24 +206,69 @@ def _agree(logits: npt.NDArray[np.floating], scores: Sequence[float | None], lab
 # -- the target ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _There:
+    """The images of the target split.
+
+    Attributes:
+        every: their rows of the dataset.
+        left: which of them count.
+    """
+
+    every: Rows
+    left: npt.NDArray[np.bool_]
+
+    @property
+    def rows(self) -> Rows:
+        """Rows of those that count."""
+        return self.every[self.left]
+
+
 def _target(
     run: OpenRun, prepared: Prepared, sought: Sought, *, exact: bool, why: dict[str, str], decisions: Decisions | None
 ) -> tuple[Target, Dev | None, tuple[str, ...]]:
     """The images of the target split, what they really show, and where what is known of them is from."""
-    try:
-        rows = split_rows(run, prepared, sought.target, silent)
-    except DataError:
-        rows = np.empty(0, np.int64)
-    labels, real = _real(run, prepared, rows, sought, exact)
-    prevalence, source = _prevalence(run, prepared, rows, sought, decisions=decisions, labels=labels)
+    there, notes = _there(run, prepared, sought)
+    labels, real = _real(run, prepared, there, sought, exact)
+    prevalence, source = _prevalence(run, prepared, there, sought, decisions=decisions, labels=labels)
     if prevalence is None:
         why["prevalence"] = source
-    if not len(rows):
+    if not len(there.rows):
         why["views"] = why["size"] = f"the dataset has no split {sought.target!r}"
         return Target(prevalence=prevalence, why=why), None, ()
-    shares = _views(column(prepared.frame, "view", rows), sought, prepared, run, why)
-    notes = () if prevalence is None else (f"prevalence of {sought.target}: {source}",)
-    return Target(len(rows), prevalence, shares, why), real, notes
+    shares = _views(column(prepared.frame, "view", there.rows), sought, prepared, run, why)
+    if prevalence is not None:
+        notes = (f"prevalence of {sought.target}: {source}", *notes)
+    if exact:
+        notes += _how_exact(run, prepared, there, sought)
+    return Target(len(there.rows), prevalence, shares, why), real, notes
+
+
+def _how_exact(run: OpenRun, prepared: Prepared, there: _There, sought: Sought) -> tuple[str, ...]:
+    """What the target's labels are where dev has exact ones, unless all of them are exact."""
+    better = exact_labels(run, prepared, there.rows, sought.exact)[0]
+    images = 0 if better is None else int((better != UNKNOWN).any(axis=1).sum())
+    if images == len(there.rows) or not prepared.labels[there.rows].size:
+        return ()
+    which = f"{images:,} of the {len(there.rows):,} images" if images else "no image"
+    text = f"there are exact labels for {which} of {sought.target}; elsewhere those of the dataset are taken for exact"
+    return (text,)
+
+
+def _there(run: OpenRun, prepared: Prepared, sought: Sought) -> tuple[_There, tuple[str, ...]]:
+    """The images of the target; where some are of patients in training and others not, the others."""
+    try:
+        every = split_rows(run, prepared, sought.target, silent)
+    except DataError:
+        every = np.empty(0, np.int64)
+    known = seen(run, prepared, *(column(prepared.frame, name, every) for name in ("image_id", "patient_id")))
+    if known is None or not known.any():
+        return _There(every, np.ones(len(every), bool)), ()
+    if known.all():
+        text = f"all patients of {sought.target} are in training: what they show is no score for new patients"
+        return _There(every, known), (text,)
+    text = f"{known.sum():,} of the {len(every):,} images of {sought.target} are of patients in training: left out"
+    return _There(every, ~known), (text,)
 
 
 def _views(
@@ -276,29 +289,30 @@ def _views(
 
 
 def _real(
-    run: OpenRun, prepared: Prepared, rows: Rows, sought: Sought, exact: bool
+    run: OpenRun, prepared: Prepared, there: _There, sought: Sought, exact: bool
 ) -> tuple[Labels | None, Dev | None]:
     """The target's best labels, and its predictions beside them where both are there."""
     order = [prepared.classes.index(name) for name in run.card.classes]
-    labels = prepared.labels[rows][:, order]
+    labels = prepared.labels[there.rows][:, order]
     if exact:
-        better = _exact(run, prepared, rows, sought)[0]
+        better = exact_labels(run, prepared, there.rows, sought.exact)[0]
         labels = labels if better is None else np.where(better != UNKNOWN, better, labels).astype(np.int8)
-    if not len(rows) or (labels == UNKNOWN).all():
+    if not len(there.rows) or (labels == UNKNOWN).all():
         return None, None
     path = run.predictions(prepared, sought.target, sought.tta)
-    scorable = (prepared.labels[rows] != UNKNOWN).any()
+    scorable = (prepared.labels[there.every] != UNKNOWN).any()
     if not scorable or not path.exists() or why_again(run, path):
         return labels, None
-    made = predicted(run, Asked(sought.target, sought.data, sought.tta), silent)
-    decided = Decided(made.posteriors, made.decisions)
-    return labels, Dev(made.classes, labels, made.scores, made.owners, decided, decided)
+    made, left = predicted(run, Asked(sought.target, sought.data, sought.tta), silent), there.left
+    owners = [name for name, counts in zip(made.owners, left.tolist(), strict=True) if counts]
+    decided = Decided(made.posteriors[left], made.decisions[left])
+    return labels, Dev(made.classes, labels, made.scores[left], owners, decided, decided)
 
 
 def _prevalence(
     run: OpenRun,
     prepared: Prepared,
-    rows: Rows,
+    there: _There,
     sought: Sought,
     *,
     decisions: Decisions | None,
@@ -312,14 +326,16 @@ def _prevalence(
         known, positive = (labels != UNKNOWN).sum(axis=0), (labels == 1).sum(axis=0)
         return np.where(known > 0, positive / np.maximum(known, 1), np.nan), "its labels"
     path = run.predictions(prepared, sought.target, sought.tta)
-    if decisions is None or not len(rows) or not path.exists() or why_again(run, path):
+    if decisions is None or not len(there.rows) or not path.exists() or why_again(run, path):
+        missing = "no predictions" if stated is not None else "neither labels nor predictions"
         return None, (
-            f"neither labels nor predictions of {sought.target} are there; state it with --target-prevalence, or "
+            f"{missing} of {sought.target} are there; state it with --target-prevalence, or "
             f"predict: cxrlt predict RUN --split {sought.target}"
         )
-    if len(rows) < ENOUGH_TO_ESTIMATE:
-        return None, f"{len(rows)} images are too few to estimate it from predictions"
-    logits = aligned(run, read_predictions(path), column(prepared.frame, "image_id", rows), path)
+    if len(there.rows) < ENOUGH_TO_ESTIMATE:
+        return None, f"{len(there.rows)} images are too few to estimate it from predictions"
+    logits = aligned(run, read_predictions(path), column(prepared.frame, "image_id", there.every), path)
     link = open_link(run)
     log_odds = logits.astype(np.float64) if link is None else link.log_odds_of(logits)
+    log_odds = log_odds[there.left]
     return estimate_prevalence(decisions.log_odds(log_odds), decisions.prevalence), "estimated from its predictions"

@@ -90,10 +90,12 @@ def explained(
     opened = open_run(runs[0] if runs else None)
     known = gathered(opened, sought, emit)
     if not judged_classes(known.dev, known.target).any():
+        both = known.dev.exact is not None
         raise DataError(
-            f"no class has {FEWEST} patients with the finding on {sought.split} and a positive on {sought.target}",
+            f"no class has {FEWEST} patients with the finding on {sought.split} and a positive on {sought.target}"
+            + ", and exact labels of both kinds" * both,
             where=str(opened.dir.path),
-            cure="The gap can be told with a larger split only.",
+            cure="Give a larger split, or exact labels of more images." if both else "Give a larger split.",
         )
     emit(Started("gap", 1, unit="waterfalls"))
     made = gap(known.dev, known.target, resamples=resamples, seed=seed)

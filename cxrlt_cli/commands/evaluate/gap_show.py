@@ -17,14 +17,14 @@ from cxrlt_cli.wording import count
 
 #: Component -> how it is called.
 TITLES = {
-    "classes": "classes too rare to judge leave",
+    "classes": "classes that are not judged leave",
     "checkpoint": "best epoch chosen here",
     "decisions": "thresholds fitted here",
     "patients": "patients seen in training leave",
     "labels": "exact labels",
     "views": "views as in {target}",
     "prevalence": "prevalence as in {target}",
-    "size": "positives as many as in {target}",
+    "size": "as many images as in {target}",
 }
 #: Figure -> its heading.
 HEADINGS = {"macro_ap": "mAP", "macro_auroc": "AUROC", "macro_f1": "F1", "ece": "ECE"}
@@ -177,9 +177,16 @@ def _missing(found: Found) -> Iterator[str]:
 def _about(found: Found) -> Iterator[str]:
     if found.gap.left_out:
         split, target = found.sought.split, found.sought.target
-        rare = f"fewer than {FEWEST} patients with the finding on {split}, or none in {target}"
-        yield f"Not judged ({rare}): {', '.join(found.gap.left_out)}."
+        labels, views = (_has(found, name) for name in ("labels", "views"))
+        few = f"fewer than {FEWEST} patients with the finding" + ", weighted by view" * views
+        few += ", or no exact labels of both kinds" * labels
+        yield f"Not judged (on {split} {few}; or none in {target}): {', '.join(found.gap.left_out)}."
     yield from (_sentence(f"{note}.") for note in found.notes)
+
+
+def _has(found: Found, component: str) -> bool:
+    """Whether it is estimated."""
+    return any(step.name == component and step.change is not None for step in found.gap.waterfalls["macro_ap"].steps)
 
 
 def _sentence(text: str) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cxrlt_cli.artifacts import Predictions, read_predictions
 from cxrlt_cli.commands.evaluate.scored import Array, Images, Predicted
 from cxrlt_cli.commands.evaluate.subsets import Column, columns_of
+from cxrlt_cli.commands.learned_from import seen
 from cxrlt_cli.commands.opening import (
     OpenRun,
     column,
@@ -81,7 +82,7 @@ def predicted(run: OpenRun, asked: Asked, emit: Emit) -> Predicted:
         uncalibrated=posterior_of(link, logits) if decisions is not None else None,
         prevalence=np.array(run.card.stats.share),
         frequency=np.array(run.card.positives, np.float64),
-        columns=_columns(run, prepared, rows, view, patient_id),
+        columns=_columns(run, prepared, rows, view),
         thresholds=np.full(len(run.card.classes), 0.5) if decisions is None or how == "none" else decisions.thresholds,
         images=Images(prepared, rows),
     )
@@ -185,19 +186,16 @@ def _judged(
 # -- what else is known --------------------------------------------------------------------------------------------
 
 
-def _columns(
-    run: OpenRun, prepared: Prepared, rows: npt.NDArray[np.int64], view: list[str], patient_id: list[str]
-) -> list[Column]:
+def _columns(run: OpenRun, prepared: Prepared, rows: npt.NDArray[np.int64], view: list[str]) -> list[Column]:
     """What splits the images into subsets: views, the source's columns, patients seen in training."""
     frame = prepared.frame
     further = {
         str(name): frame[name].iloc[rows].tolist() for name in frame.columns if str(name) not in run.card.classes
     }
     found = [Column("view", view), *columns_of(further)]
-    if prepared.content_hash == run.card.dataset:
-        train = prepared.rows("train", fold=run.recipe.data.fold)
-        known = set(column(frame, "patient_id", train))
-        found.append(Column("patient", ["seen in training" if name in known else "unseen" for name in patient_id]))
+    known = seen(run, prepared, *(column(frame, name, rows) for name in ("image_id", "patient_id")))
+    if known is not None:
+        found.append(Column("patient", ["seen in training" if one else "unseen" for one in known.tolist()]))
     return found
 
 
