@@ -5,7 +5,7 @@ Without torch. Nothing here reads files; ``commands.evaluate.gap_inputs`` gather
 
 from .choice import Choice, optimism
 from .evidence import FEWEST, Decided, Dev, Target, judged_classes
-from .figures import FIGURES, Judged, point, resampled
+from .figures import FIGURES, Judged, apart, point, resampled
 from .waterfall import BUILT_IN, COMPONENTS, Gap, Step, Waterfall, gap
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Step",
     "Target",
     "Waterfall",
+    "apart",
     "gap",
     "judged_classes",
     "optimism",

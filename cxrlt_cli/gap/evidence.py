@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +75,12 @@ class Dev:
         )
 
     @property
+    def compared(self) -> npt.NDArray[np.bool_]:
+        """(N, C) entries with both labels."""
+        exact = np.full(self.labels.shape, UNKNOWN, np.int8) if self.exact is None else self.exact
+        return np.asarray((exact != UNKNOWN) & (self.labels != UNKNOWN))
+
+    @property
     def best_labels(self) -> Labels:
         """(N, C) exact labels where there are any, the others elsewhere."""
         return self.labels if self.exact is None else np.where(self.exact != UNKNOWN, self.exact, self.labels)
@@ -83,21 +90,19 @@ class Dev:
         """(N,) a number for each patient."""
         return np.unique(np.array(self.patients, dtype=str), return_inverse=True)[1].astype(np.int64)
 
-    def counted(self, target: Target) -> npt.NDArray[np.bool_]:
-        """(N,) the images that are left when patients training has seen, and views the target lacks, have gone."""
+    def counted(self, target: Target) -> Array:
+        """(N,) what images count when patients training has seen have gone, and views have the target's shares."""
         rows = np.ones(len(self.labels), bool)
         if self.unseen is not None and self.unseen.any():
             rows &= self.unseen
-        if target.views is not None:
-            rows &= np.isin(
-                np.array(self.views, dtype=str), [view for view, share in target.views.items() if share > 0]
-            )
-        return rows
+        return rows.astype(np.float64) if target.views is None else view_weights(self.views, rows, target.views)
 
-    def holders(self, labels: Labels, target: Target) -> npt.NDArray[np.int64]:
-        """(C,) patients that have a finding, on the images that are left."""
-        codes, rows = self.codes, self.counted(target)
-        return np.array([len(np.unique(codes[rows & (column == 1)])) for column in labels.T], np.int64)
+    def holders(self, labels: Labels, target: Target) -> Array:
+        """(C,) patients that have a finding: as many as say as much, equally weighted, as those that are left."""
+        codes, weights = self.codes, self.counted(target)
+        each = np.zeros((int(codes.max(initial=-1)) + 1, labels.shape[1]))
+        np.maximum.at(each, codes, weights[:, None] * (labels == 1))
+        return np.asarray(each.sum(axis=0) ** 2 / np.maximum((each**2).sum(axis=0), 1e-300))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,11 +128,12 @@ class Target:
 
 def judged_classes(dev: Dev, target: Target) -> npt.NDArray[np.bool_]:
     """(C,) the classes that can be judged: enough patients with the finding on dev, and positives in the target."""
-    enough = dev.holders(dev.labels, target) >= FEWEST
+    enough = dev.holders(dev.labels, target).round(6) >= FEWEST
     if dev.exact is not None:
-        enough &= dev.holders(dev.best_labels, target) >= FEWEST
-        rows = dev.counted(target)[:, None] & (dev.exact != UNKNOWN) & (dev.labels != UNKNOWN)
-        enough &= (rows & (dev.exact == 1)).any(axis=0) & (rows & (dev.labels == 1)).any(axis=0)
+        enough &= dev.holders(dev.best_labels, target).round(6) >= FEWEST
+        rows = (dev.counted(target) > 0)[:, None] & dev.compared
+        for labels in (dev.labels, dev.exact):
+            enough &= (rows & (labels == 1)).any(axis=0) & (rows & (labels == 0)).any(axis=0)
     if target.prevalence is not None:
         enough &= ~(target.prevalence <= 0)
     return np.asarray(enough)
@@ -148,9 +154,61 @@ def view_weights(views: Sequence[str], counted: npt.NDArray[np.bool_], wanted: M
     return np.where(counted, [factor.get(name, 0.0) for name in names.tolist()], 0.0)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Partly:
+    """Prevalences where exact labels are there for some images only, which may have been picked by their report.
+
+    Attributes:
+        positive: (N, C) 1.0 where the report says so.
+        negative: (N, C) 1.0 where the report says no.
+        compared: (N, C) 1.0 where there is an exact label, too.
+        found: (N, C) 1.0 where that says so.
+    """
+
+    positive: Array
+    negative: Array
+    compared: Array
+    found: Array
+
+    @staticmethod
+    def of(dev: Dev) -> _Partly | None:
+        """None where exact labels are there for no image, or for every one that has a label."""
+        if dev.exact is None or (dev.compared == (dev.labels != UNKNOWN)).all():
+            return None
+        sides = (dev.labels == 1, dev.labels == 0, dev.compared, dev.exact == 1)
+        return _Partly(*(side.astype(np.float64) for side in sides))
+
+    def reported(self, weights: Array) -> Array:
+        """Of reports, with weights (B, N) for the images: (B, C)."""
+        positive, negative = weights @ self.positive, weights @ self.negative
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _share(positive / (positive + negative))
+
+    def exact(self, weights: Array) -> Array:
+        """Of exact labels, had all images one (B, C): their share among each kind of report, as often as it is made."""
+        reported = self.reported(weights)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            of_positive, of_negative = (
+                (weights @ (side * self.compared * self.found)) / (weights @ (side * self.compared))
+                for side in (self.positive, self.negative)
+            )
+        return _share(reported * of_positive + (1 - reported) * of_negative)
+
+
+def _share(values: Array) -> Array:
+    """Prevalences; nan where one is not between 0 and 1."""
+    return np.where((values > 0) & (values < 1), values, np.nan)
+
+
+def _where_wanted(wanted: Array, exact: Callable[[Array], Array], weights: Array) -> Array:
+    """Prevalences (B, C) of the classes for which another one is wanted; nan for the others."""
+    return np.where(np.isnan(wanted), np.nan, exact(weights))
+
+
 def stages(dev: Dev, target: Target) -> dict[str, tuple[Judged, Judged]]:
     """What is scored before and after each correction, in their order; corrections that cannot be made are left out."""
     everyone = np.ones(len(dev.labels), bool)
+    partly = _Partly.of(dev)
     now = Judged(dev.labels, dev.scores, *dev.fitted)
     made: dict[str, tuple[Judged, Judged]] = {}
 
@@ -162,14 +220,19 @@ def stages(dev: Dev, target: Target) -> dict[str, tuple[Judged, Judged]]:
     if dev.unseen is not None and dev.unseen.any() and not dev.unseen.all():
         now = step("patients", replace(now, weights=dev.unseen.astype(np.float64)))
     if dev.exact is not None:
-        both = (dev.exact != UNKNOWN) & (dev.labels != UNKNOWN)
-        before, after = (np.where(both, each, UNKNOWN).astype(np.int8) for each in (dev.labels, dev.exact))
-        made["labels"] = (replace(now, labels=before), replace(now, labels=after))
+        report, exact = (np.where(dev.compared, each, UNKNOWN).astype(np.int8) for each in (dev.labels, dev.exact))
+        made["labels"] = (
+            replace(now, labels=report, prevalence=None if partly is None else partly.reported),
+            replace(now, labels=exact, prevalence=None if partly is None else partly.exact),
+        )
         now = replace(now, labels=dev.best_labels.astype(np.int8))
     if target.views is not None:
         counted = everyone if now.weights is None else now.weights > 0
         now = step("views", replace(now, weights=view_weights(dev.views, counted, target.views)))
     if target.prevalence is not None:
-        now = step("prevalence", replace(now, prevalence=target.prevalence))
+        after = replace(now, prevalence=target.prevalence)
+        if partly is not None:
+            now = replace(now, prevalence=partial(_where_wanted, target.prevalence, partly.exact))
+        now = step("prevalence", after)
     made["size"] = (now, now)
     return made

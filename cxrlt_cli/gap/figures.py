@@ -7,7 +7,7 @@ shift; Saerens, Latinne and Decaestecker 2002). Positives then weigh ``new / old
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,8 @@ class Judged:
         posteriors: (N, C) in [0, 1].
         decisions: (N, C).
         weights: (N,) >= 0, what each image counts; None for 1.
-        prevalence: (C,) in (0, 1), the share of positives to stand for, nan where it stays; None for what is there.
+        prevalence: (C,) in (0, 1), the share of positives to stand for, nan where it stays; None for what is there. Or
+            a function of weights (B, N) that gives it for each of them, (B, C).
     """
 
     labels: Labels
@@ -47,7 +48,7 @@ class Judged:
     posteriors: Array
     decisions: Decided
     weights: Array | None = None
-    prevalence: Array | None = None
+    prevalence: Array | Callable[[Array], Array] | None = None
 
 
 def resampled(judged: Judged, times: npt.NDArray[np.uint8]) -> dict[str, Array]:
@@ -61,9 +62,13 @@ def resampled(judged: Judged, times: npt.NDArray[np.uint8]) -> dict[str, Array]:
         The names of ``FIGURES``: (B, C), nan where a class has no positive or, for ``macro_auroc``, no negative. The
         macro figure is the mean over classes; ``ece`` is a sum over 15 equal-width bins, given as (B, 1).
     """
-    block = max(1, _AT_A_TIME // max(times.shape[1], 1))
-    parts = [_block(judged, times[row : row + block]) for row in range(0, len(times), block)]
+    parts = [_figures(judged, weights) for weights in _weights(judged, times)]
     return {name: np.concatenate([part[name] for part in parts]) for name in FIGURES}
+
+
+def apart(judged: Judged, times: npt.NDArray[np.uint8]) -> Array:
+    """Label minus posterior in each bin of ``ece`` (B, 15), per entry: ``ece`` adds up their sizes."""
+    return np.concatenate([_apart(judged, weights) for weights in _weights(judged, times)])
 
 
 def point(judged: Judged) -> dict[str, Array]:
@@ -72,38 +77,47 @@ def point(judged: Judged) -> dict[str, Array]:
     return {name: values[0] for name, values in resampled(judged, once).items()}
 
 
-def _block(judged: Judged, times: npt.NDArray[np.uint8]) -> dict[str, Array]:
-    weights = times if judged.weights is None else times * judged.weights
-    weights = weights.astype(np.float64)
-    columns = list(_classes(judged, weights))
+def _weights(judged: Judged, times: npt.NDArray[np.uint8]) -> Iterator[Array]:
+    """What each image counts, (b, N) some resamples at a time."""
+    block = max(1, _AT_A_TIME // max(times.shape[1], 1))
+    for row in range(0, len(times), block):
+        part = times[row : row + block]
+        yield (part if judged.weights is None else part * judged.weights).astype(np.float64)
+
+
+def _figures(judged: Judged, weights: Array) -> dict[str, Array]:
+    columns = []
+    for c, balance in enumerate(_balances(judged, weights)):
+        ranking = _ranking(judged.labels[:, c], judged.scores[:, c], weights, balance)
+        columns.append(ranking | {"macro_f1": _f1(judged, c, weights, balance)})
     made = {name: np.stack([each[name] for each in columns], axis=1) for name in (*RANKING, "macro_f1")}
-    off = np.sum([each["bins"] for each in columns], axis=0)
-    entries = np.sum([each["known"] for each in columns], axis=0)
+    return made | {"ece": np.abs(_apart(judged, weights)).sum(axis=1, keepdims=True)}
+
+
+def _apart(judged: Judged, weights: Array) -> Array:
+    balances = _balances(judged, weights)
+    off = np.sum([_bins(judged, c, weights, balance) for c, balance in enumerate(balances)], axis=0)
+    entries = (weights @ (judged.labels != UNKNOWN).astype(np.float64)).sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        made["ece"] = (np.abs(off).sum(axis=1) / entries)[:, None]
-    return made
+        return np.asarray(off / entries)
 
 
-def _classes(judged: Judged, weights: Array) -> Iterator[Mapping[str, Array]]:
+def _balances(judged: Judged, weights: Array) -> Iterator[Array]:
+    """What positives and negatives (B, 2) of each class count so that positives have their share; 1 where it stays."""
+    shares = judged.prevalence(weights) if callable(judged.prevalence) else judged.prevalence
     for c in range(judged.labels.shape[1]):
         labels = judged.labels[:, c]
         positive, known = labels == 1, labels != UNKNOWN
-        counts = np.stack([positive, known & ~positive], axis=1).astype(np.float64)
-        share = np.nan if judged.prevalence is None else float(judged.prevalence[c])
-        balance = _balance(weights @ counts, share)
-        yield {
-            **_ranking(labels, judged.scores[:, c], weights, balance),
-            **_decided(judged, c, weights, balance),
-        }
+        counts = weights @ np.stack([positive, known & ~positive], axis=1).astype(np.float64)
+        yield np.ones_like(counts) if shares is None else _balance(counts, shares[..., c])
 
 
-def _balance(counts: Array, share: float) -> Array:
-    """What positives and negatives (B, 2) count so that positives are a share of them; 1 where it stays."""
-    if np.isnan(share):
-        return np.ones_like(counts)
+def _balance(counts: Array, share: Array) -> Array:
+    """The same of one class, whose positives and negatives are (B, 2) and whose share is one number, or (B,)."""
+    wanted = np.broadcast_to(np.stack([share, 1 - share], axis=-1), counts.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
-        wanted = counts.sum(axis=1, keepdims=True) * np.array([share, 1 - share]) / counts
-    return np.where((counts > 0).all(axis=1, keepdims=True), wanted, 1.0)
+        factor = counts.sum(axis=1, keepdims=True) * wanted / counts
+    return np.where((counts > 0).all(axis=1, keepdims=True) & ~np.isnan(wanted), factor, 1.0)
 
 
 def _ranking(labels: Labels, scores: npt.NDArray[np.floating], weights: Array, balance: Array) -> dict[str, Array]:
@@ -137,20 +151,23 @@ def _sums(falling: Array, starts: Places, ends: Places) -> tuple[Array, Array, A
     return upto[:, np.searchsorted(cuts, ends)], upto[:, np.searchsorted(cuts, starts)], upto[:, -1:]
 
 
-def _decided(judged: Judged, c: int, weights: Array, balance: Array) -> dict[str, Array]:
-    """F1 (B,), known entries (B,), and label minus posterior added up in each bin (B, BINS)."""
+def _f1(judged: Judged, c: int, weights: Array, balance: Array) -> Array:
+    """F1 (B,) of one class."""
     labels = judged.labels[:, c]
-    positive, known = labels == 1, labels != UNKNOWN
-    called = judged.decisions[:, c] & known
+    positive, called = labels == 1, judged.decisions[:, c] & (labels != UNKNOWN)
     hit, miss, false = (
         weights @ side.astype(np.float64) for side in (called & positive, ~called & positive, called & ~positive)
     )
     hit, miss, false = hit * balance[:, 0], miss * balance[:, 0], false * balance[:, 1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        f1 = np.where(hit + miss > 0, 2 * hit / (2 * hit + miss + false), np.nan)
+        return np.where(hit + miss > 0, 2 * hit / (2 * hit + miss + false), np.nan)
+
+
+def _bins(judged: Judged, c: int, weights: Array, balance: Array) -> Array:
+    """Label minus posterior of one class, added up in each bin (B, BINS)."""
+    labels = judged.labels[:, c]
+    rows = np.flatnonzero(labels != UNKNOWN)
+    posterior, positive = judged.posteriors[rows, c], labels[rows] == 1
     off = np.zeros((2, len(labels), BINS))
-    rows, posterior = np.flatnonzero(known), judged.posteriors[known, c]
-    side = np.where(positive[rows], 0, 1)
-    off[side, rows, equal_width_bins(posterior)] = positive[rows] - posterior
-    bins = (weights @ off[0]) * balance[:, :1] + (weights @ off[1]) * balance[:, 1:]
-    return {"macro_f1": f1, "known": weights @ known.astype(np.float64), "bins": bins}
+    off[np.where(positive, 0, 1), rows, equal_width_bins(posterior)] = positive - posterior
+    return np.asarray((weights @ off[0]) * balance[:, :1] + (weights @ off[1]) * balance[:, 1:])

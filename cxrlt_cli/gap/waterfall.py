@@ -11,13 +11,14 @@ none counts twice. Their order:
 ``labels``      exact labels take the place of report labels, for the images that have both
 ``views``       images are weighted to the target's shares of views
 ``prevalence``  positives and negatives of each class are weighted to the target's prevalence; thresholds stay
-``size``        AP is higher the fewer positives there are: from as many as dev has to as many as the target has
+``size``        AP is higher the fewer positives there are, ECE the fewer images: from as many as in dev to the target's
 ==============  ======================================================================================================
 
 **Intervals.** All corrections are made anew in each of the resamples of the dev patients. The spread of a class's
 figure is widened by ``sqrt(P / (P - 1))`` for its P patients with the finding, as resamples of few spread too little.
 The confidence interval is for the average over many test sets of the target's size; the prediction interval, which adds
-the chance in one such set, is for the score that one will show: its noise is dev's, scaled by ``sqrt(P_dev / P_test)``.
+the chance in one such set, is for the score that one will show: its noise is that of dev when all corrections are made,
+scaled by ``sqrt(P_dev / P_test)``.
 """
 
 from __future__ import annotations
@@ -35,14 +36,13 @@ from cxrlt_cli.bootstrap.draws import Clusters, clusters, weights
 from cxrlt_cli.gap.choice import Choice, optimism
 from cxrlt_cli.gap.evidence import Dev, Target, judged_classes, stages
 from cxrlt_cli.gap.figures import DECIDED, FIGURES, RANKING, Judged, point, resampled
+from cxrlt_cli.gap.size import effective, more_positives, of_size
 from cxrlt_cli.metrics import average_precision, mean_defined
 
 Array = npt.NDArray[np.float64]
 
 #: The corrections, in the order they are made.
 COMPONENTS = ("classes", "checkpoint", "decisions", "patients", "labels", "views", "prevalence", "size")
-#: Halves of the patients from which the effect of few positives on AP is told.
-HALVES = 200
 #: Reasons that begin so stand beside a change of 0.
 BUILT_IN = "0 by construction"
 _BY_RANK = f"{BUILT_IN}: ranking needs no calibration and no threshold"
@@ -155,10 +155,10 @@ def gap(dev: Dev, target: Target, *, resamples: int = 1000, seed: int = 0) -> Ga
     start = {name: float(mean_defined(values)) for name, values in point(_as_fitted(dev)).items()}
     changes, choice = _changes(some, aim, drawn, times), _choice(dev, chosen, times, seed)
     estimated = _Estimated(_leaving(dev, some, times), changes, choice, target.why)
-    total = _total(some, times, changes)
+    noise = _noise(some, aim, times, changes)
     made = {}
     for name in FIGURES:
-        errors = _errors(name, some, aim, total, choice)
+        errors = _errors(name, some, aim, noise, choice)
         made[name] = _summed(name, start[name], _steps(name, start[name], estimated), errors)
     names = np.array(dev.classes, dtype=object)
     shares = None if choice is None else choice.chosen
@@ -201,7 +201,7 @@ def _changes(dev: Dev, target: Target, drawn: Clusters, times: npt.NDArray[np.ui
     pairs = stages(dev, target)  # kept alive, so that their identities stay theirs
     for name, (before, after) in pairs.items():
         if name == "size":
-            made[name] = _size(after, dev, target, drawn, len(times))
+            made[name] = None if target.images is None else _Change(*of_size(after, target, drawn, times))
             continue
         (old, old_reps), (new, new_reps) = figures(before), figures(after)
         made[name] = _Change(
@@ -209,35 +209,6 @@ def _changes(dev: Dev, target: Target, drawn: Clusters, times: npt.NDArray[np.ui
             {figure: new_reps[figure] - old_reps[figure] for figure in FIGURES},
         )
     return {name: change for name, change in made.items() if change is not None}
-
-
-def _size(last: Judged, dev: Dev, target: Target, drawn: Clusters, resamples: int) -> _Change | None:
-    """What AP loses, or gains, by the number of positives of the target: its bias falls as one over that number.
-
-    The bias is what AP gains in random halves of the patients (the half-sample jackknife); AUROC has none, and what F1
-    and ECE have is left alone.
-    """
-    if target.images is None:
-        return None
-    rng = np.random.default_rng(0)
-    halves = np.zeros((HALVES, drawn.count), np.uint8)
-    for row in halves:
-        row[rng.permutation(drawn.count)[: drawn.count // 2]] = 1
-    gain = mean_defined(resampled(last, halves[:, drawn.of_image])["macro_ap"].T) - point(last)["macro_ap"]
-    change = -np.nan_to_num(gain) * (1 - 1 / _more_positives(last, target))
-    nothing = {name: np.zeros(1) for name in FIGURES}
-    still = {name: np.zeros((resamples, 1)) for name in FIGURES}
-    return _Change({**nothing, "macro_ap": change}, still)
-
-
-def _more_positives(last: Judged, target: Target) -> Array:
-    """(C,) how many times as many positives as dev's the target has."""
-    weight = np.ones(len(last.labels)) if last.weights is None else (last.weights > 0).astype(np.float64)
-    known, positive = weight @ (last.labels >= 0), weight @ (last.labels == 1)
-    share = positive / np.maximum(known, 1)
-    if target.prevalence is not None:
-        share = np.where(np.isnan(target.prevalence), share, target.prevalence)
-    return np.asarray(np.maximum(share * (target.images or 0), 1) / np.maximum(positive, 1))
 
 
 def _choice(dev: Dev, chosen: npt.NDArray[np.bool_], times: npt.NDArray[np.uint8], seed: int) -> Choice | None:
@@ -275,34 +246,53 @@ def _decided(dev: Dev, choice: Choice, chosen: npt.NDArray[np.bool_], times: npt
 # -- adding up -----------------------------------------------------------------------------------------------------
 
 
-def _total(dev: Dev, times: npt.NDArray[np.uint8], changes: Mapping[str, _Change]) -> dict[str, Array]:
-    """The corrected figures in resamples (R, C), all but the choice of the epoch."""
-    start = resampled(_as_fitted(dev), times)
-    return {name: start[name] + sum(change.reps[name] for change in changes.values()) for name in FIGURES}
+def _noise(
+    dev: Dev, target: Target, times: npt.NDArray[np.uint8], changes: Mapping[str, _Change]
+) -> dict[str, tuple[Array, Array]]:
+    """Resamples (R, C) of the corrected figures, all but the choice of the epoch, and of dev as it is corrected."""
+    start, once = resampled(_as_fitted(dev), times), resampled(_last(dev, target), times)
+    total = {name: start[name] + sum(change.reps[name] for change in changes.values()) for name in FIGURES}
+    return {name: (total[name], once[name]) for name in FIGURES}
 
 
-def _errors(name: str, dev: Dev, target: Target, total: Mapping[str, Array], choice: Choice | None) -> list[Array]:
-    """Errors (R,) of the estimate, and of one test set around it; no second entry without its size."""
-    holders = dev.holders(dev.best_labels, target)
-    noise = _centred(total[name]) * (_widened(holders) if name != "ece" else 1.0)
-    mine = mean_defined(noise)
+def _errors(
+    name: str, dev: Dev, target: Target, noise: Mapping[str, tuple[Array, Array]], choice: Choice | None
+) -> list[Array]:
+    """Errors (R,) of the estimate, and of one test set around it; no second entry without its size.
+
+    Args:
+        name: the figure.
+        dev: the classes that are judged.
+        target: the same of the target.
+        noise: figure -> (R, C) of the corrected figures, and of one set as dev is when all corrections are made.
+        choice: of the epoch.
+    """
+    wider = _widened(dev.holders(dev.best_labels, target)) if name != "ece" else np.ones(1)
+    mine, once = (_centred(each) * wider for each in noise[name])
+    error = mean_defined(mine)
     if choice is not None and name in choice.gains:
-        mine = mine + choice.gains[name] - choice.optimism[name]
+        error = error + choice.gains[name] - choice.optimism[name]
     if target.images is None:
-        return [mine]
+        return [error]
+    last = _last(dev, target)
     if name == "ece":
-        scale = np.array([np.sqrt(len(dev.labels) / target.images)])
+        more = np.array([target.images / effective(last, np.ones(len(last.labels), bool))])
     else:
-        scale = 1 / np.sqrt(_more_positives(Judged(dev.best_labels, dev.scores, *dev.honest), target))
-    other = np.roll(mean_defined(noise * scale), len(mine) // 2)  # another resample: the test set's chance is its own
-    return [mine, other]
+        more = more_positives(last, target)
+    # another resample: the test set's chance is its own
+    return [error, np.roll(mean_defined(once / np.sqrt(more)), len(error) // 2)]
+
+
+def _last(dev: Dev, target: Target) -> Judged:
+    """Dev when all corrections are made but that of its size."""
+    return stages(dev, target)["size"][0]
 
 
 def _centred(reps: Array) -> Array:
     return np.asarray(reps - mean_defined(reps.T))
 
 
-def _widened(holders: npt.NDArray[np.int64]) -> Array:
+def _widened(holders: Array) -> Array:
     return np.asarray(np.sqrt(holders / np.maximum(holders - 1, 1)))
 
 
@@ -324,7 +314,7 @@ def _step(part: str, name: str, estimated: _Estimated) -> tuple[float | None, tu
         why = why or _BY_RANK
     elif part == "checkpoint" and choice is not None:
         return _of_choice(choice, name)
-    elif part == "size" and part in changes and name != "macro_ap":
+    elif part == "size" and part in changes and name in _NO_SIZE:
         why = _NO_SIZE[name]
     elif part == "classes" or part in changes:
         change, reps = estimated.compared(part, name)
@@ -342,7 +332,6 @@ def _of_choice(choice: Choice, name: str) -> tuple[float | None, tuple[float, fl
 _NO_SIZE = {
     "macro_auroc": f"{BUILT_IN}: AUROC does not depend on the number of positives",
     "macro_f1": "the effect of few positives on F1 has no sign that can be told",
-    "ece": "the effect of few images on this error is left alone",
 }
 
 

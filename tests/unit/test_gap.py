@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -127,8 +128,52 @@ def test_exact_labels_of_some_images_are_compared_there(one: tuple[Dev, Target, 
     some = dev.select(np.isin(np.array(dev.classes), found.classes))
     assert some.exact is not None
     scores = np.asarray(some.scores)[:200]
-    change = macro(some.exact[:200], scores) - macro(some.labels[:200], scores)
-    assert step(found, "labels").change == pytest.approx(change)
+    reported, exact = (side[:200] for side in (some.labels, some.exact))
+    share = (some.labels == 1).mean(axis=0)  # of reports, and of exact labels had all images one
+    true_of = [np.nanmean(np.where(reported == kind, exact, np.nan), axis=0) for kind in (0, 1)]
+    figures = [
+        point(Judged(labels, scores, *decided(scores), prevalence=prevalence))["macro_ap"]
+        for labels, prevalence in ((reported, share), (exact, share * true_of[1] + (1 - share) * true_of[0]))
+    ]
+    assert step(found, "labels").change == pytest.approx(float(mean_defined(figures[1] - figures[0])))
+
+
+def partly(seed: int, kept: Callable[[np.random.Generator, Dev], npt.NDArray[np.bool_]]) -> tuple[Gap, Gap]:
+    """What is found with all exact labels and with some, for a target of dev's own prevalence."""
+    dev = simulated(seed, patients=1500)[0]
+    assert dev.exact is not None
+    target = Target(len(dev.labels), (dev.exact == 1).mean(axis=0))
+    exact = np.where(kept(np.random.default_rng(seed), dev), dev.exact, -1).astype(np.int8)
+    plain = replace(dev, epochs=None)
+    return gap(plain, target, resamples=20), gap(replace(plain, exact=exact), target, resamples=20)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda rng, dev: np.broadcast_to(rng.random((len(dev.labels), 1)) < 0.3, dev.labels.shape),
+        lambda rng, dev: (dev.labels == 1) | (rng.random(dev.labels.shape) < 0.2),
+    ],
+    ids=["some images", "all that are reported and some others"],
+)
+def test_noise_of_labels_is_no_shift_of_prevalence(
+    kept: Callable[[np.random.Generator, Dev], npt.NDArray[np.bool_]],
+) -> None:
+    """Where exact labels are known for some images only, what they correct counts once, under its own name."""
+    full, some = partly(5, kept)
+    assert step(full, "labels").change == pytest.approx(step(some, "labels").change, abs=0.025)
+    assert (step(full, "labels").change or 0) > 0.05
+    for figure in ("macro_ap", "macro_f1"):
+        assert step(full, "prevalence", figure).change == pytest.approx(0, abs=1e-9)
+        assert step(some, "prevalence", figure).change == pytest.approx(0, abs=0.008)
+
+
+def test_labels_read_again_of_reported_findings_only_judge_no_class(one: tuple[Dev, Target, Dev, Gap]) -> None:
+    """Without negatives among them, AP of the reports would be 1."""
+    dev, target = one[:2]
+    assert dev.exact is not None
+    again = replace(dev, exact=np.where(dev.labels == 1, dev.exact, -1).astype(np.int8))
+    assert not judged_classes(again, target).any()
 
 
 def test_prevalence_moves_ap_and_leaves_auroc(one: tuple[Dev, Target, Dev, Gap]) -> None:
@@ -166,6 +211,45 @@ def test_views_have_the_shares_of_the_target(one: tuple[Dev, Target, Dev, Gap]) 
     assert step(found, "views").change == pytest.approx(change)
     same = gap(dev, Target(views={"PA": 0.6, "AP": 0.4}), resamples=20)
     assert step(same, "views").change == pytest.approx(0, abs=1e-12)
+
+
+def test_images_that_stand_for_many_count_as_few(one: tuple[Dev, Target, Dev, Gap]) -> None:
+    """Patients with a finding are counted as many as say as much with equal weights (Kish)."""
+    dev = replace(one[0], exact=None, views=["PA"] * 460 + ["AP"] * 40)
+    assert dev.holders(dev.labels, Target()) == pytest.approx(
+        [len(set(np.array(dev.patients)[column == 1])) for column in dev.labels.T]
+    )
+    same, apart = Target(views={"AP": 0.08, "PA": 0.92}), Target(views={"AP": 0.9, "PA": 0.1})
+    plain, alike, few = (dev.holders(dev.labels, target) for target in (Target(), same, apart))
+    assert alike == pytest.approx(plain)
+    assert (few[:5] < 0.5 * plain[:5]).all()
+    rare = (plain >= FEWEST) & (few < FEWEST - 1e-6)
+    assert rare.any()
+    assert not judged_classes(dev, apart)[rare].any()
+
+
+@pytest.mark.parametrize(("here", "there"), [(200, 1000), (1000, 200)])
+def test_calibration_errors_of_few_images_are_larger(here: int, there: int) -> None:
+    """Posteriors that are right show an error by chance, the larger the fewer images; most of it is foretold."""
+    plain, corrected, inside = [], [], 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        sides = []
+        for images in (here, there):
+            scores = rng.normal(0, 1.2, (images, CLASSES))
+            own = Decided(1 / (1 + np.exp(2.5 - scores)), scores > 2)
+            sides.append(((rng.random(scores.shape) < own.posteriors).astype(np.int8), scores, own))
+        (labels, scores, own), (later, others, further) = sides
+        names = [f"p{k}" for k in range(here)]
+        found = gap(Dev(tuple("abcdefghij"), labels, scores, names, own, own), Target(there), resamples=60)
+        real = float(point(Judged(later, others, *further))["ece"][0])
+        fall = found.waterfalls["ece"]
+        assert fall.prediction is not None
+        inside += fall.prediction[0] <= real <= fall.prediction[1]
+        plain.append(fall.start - real)
+        corrected.append(fall.expected - real)
+    assert abs(np.mean(corrected)) < 0.65 * abs(np.mean(plain))
+    assert inside >= 9
 
 
 def test_what_is_not_known_is_not_called_zero(one: tuple[Dev, Target, Dev, Gap]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cxrlt_cli.gap import FIGURES, Judged, point, resampled
+from cxrlt_cli.gap import FIGURES, Judged, apart, point, resampled
 from cxrlt_cli.metrics import confusion, flat_ece
 
 
@@ -76,6 +76,25 @@ def test_resamples_stand_for_the_same_prevalence() -> None:
     doubled = one.labels == 1  # repeating the positives of class 0 changes nothing of it
     times = np.where(doubled[:, :1], 2, 1).astype(np.uint8).T
     assert resampled(moved, times)["macro_ap"][0, 0] == pytest.approx(point(moved)["macro_ap"][0])
+
+
+def test_a_prevalence_may_depend_on_the_resample() -> None:
+    one, rng = made(5), np.random.default_rng(5)
+    times = rng.poisson(1.0, (3, len(one.labels))).astype(np.uint8)
+    shares = np.array([[0.1, np.nan, 0.2], [0.3, 0.4, 0.5], [0.6, 0.7, np.nan]])
+    sides = (one.labels, one.scores, one.posteriors, one.decisions)
+    found = resampled(Judged(*sides, prevalence=lambda weights: shares[: len(weights)]), times)
+    for row, share in enumerate(shares):
+        again = resampled(Judged(*sides, prevalence=share), times[row : row + 1])
+        for name in FIGURES:
+            assert found[name][row] == pytest.approx(again[name][0], abs=1e-12)
+
+
+def test_bins_that_are_apart_add_up_to_the_error() -> None:
+    one = made(6)
+    found = apart(one, np.ones((1, len(one.labels)), np.uint8))
+    assert found.shape == (1, 15)
+    assert np.abs(found).sum() == pytest.approx(flat_ece(one.labels, one.posteriors))
 
 
 def test_what_has_no_value_is_nan() -> None:
