@@ -128,9 +128,9 @@ class Target:
 
 def judged_classes(dev: Dev, target: Target) -> npt.NDArray[np.bool_]:
     """(C,) the classes that can be judged: enough patients with the finding on dev, and positives in the target."""
-    enough = dev.holders(dev.labels, target).round(6) >= FEWEST
+    enough = dev.holders(dev.labels, target).round() >= FEWEST
     if dev.exact is not None:
-        enough &= dev.holders(dev.best_labels, target).round(6) >= FEWEST
+        enough &= dev.holders(dev.best_labels, target).round() >= FEWEST
         rows = (dev.counted(target) > 0)[:, None] & dev.compared
         for labels in (dev.labels, dev.exact):
             enough &= (rows & (labels == 1)).any(axis=0) & (rows & (labels == 0)).any(axis=0)
