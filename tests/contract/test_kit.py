@@ -428,7 +428,7 @@ def test_each_fault_of_views_has_its_rule(options: dict[str, Any], rule: str) ->
         ({"projections": ("PA",)}, "`projections` of the view 'second' is a tuple, not a frozenset"),
         ({"projections": frozenset({"pa", "PA"})}, "the view 'second' is for pa; projections: PA, AP, lateral"),
     ],
-    ids=str,
+    ids=["needs a list", "needs a text", "classes a text", "projections a tuple", "no such projection"],
 )
 def test_where_a_view_is_valid_is_checked(view: dict[str, Any], said: str) -> None:
     def factory() -> TestTimeAugmentation:
