@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from cxrlt_cli.engine import closed_heads
+from cxrlt_cli.engine import closed_heads, head_loop
 from cxrlt_cli.engine.closed_heads import logistic, nearest_mean, tau_norm
 from cxrlt_cli.engine.head_fit import rescale, retrain, retrain_rows
 from cxrlt_cli.engine.head_job import head_logits, rebuilt
@@ -336,6 +336,20 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
     with pytest.raises(TrainingError, match="nan in epoch 1") as caught:
         retrain(job)
     assert "optim.lr" in caught.value.cure
+
+
+@pytest.mark.parametrize(("enough", "inside"), [(1 << 22, 1), (0, 2)])
+def test_small_steps_take_one_thread(monkeypatch: pytest.MonkeyPatch, enough: int, inside: int) -> None:
+    monkeypatch.setattr(head_loop, "_FOR_ONE_THREAD", enough)
+    seen: set[int] = set()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        retrain(heads.job({"method": "crt", "train": FEW}, emit=lambda event: seen.add(torch.get_num_threads())))
+        assert seen == {inside}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_missing_loss_is_named() -> None:
