@@ -16,7 +16,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class Subset:
     """The images with one value of one column, and what predictions are worth on them."""
 
     by: str
@@ -48,7 +48,7 @@ class Judged:
         before: the figures before calibration.
         replicates: the figures in resamples of the patients; None without resamples.
         before_replicates: those before calibration in the same resamples.
-        parts: figures of some of the images.
+        subsets: figures of some of the images.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Judged:
     before: Evaluation | None = None
     replicates: Replicates | None = None
     before_replicates: Replicates | None = None
-    parts: Sequence[Part] = ()
+    subsets: Sequence[Subset] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

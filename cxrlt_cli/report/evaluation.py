@@ -10,7 +10,7 @@ import numpy as np
 
 from cxrlt_cli.bootstrap import Resampled, note_of
 from cxrlt_cli.metrics import ALL_GROUPS, RARE
-from cxrlt_cli.report.contents import Judged, Part, Pictures, Ran, Worth
+from cxrlt_cli.report.contents import Judged, Pictures, Ran, Subset, Worth
 from cxrlt_cli.report.curves import Rare, interval_bar, long_tail
 from cxrlt_cli.report.mistakes import Confusions, Mistake, confusions
 from cxrlt_cli.report.page import figure, page
@@ -101,8 +101,8 @@ def render(
         mistakes=_mistakes(judged, mistakes, pictures),
         side=pictures.side if pictures else 0,
         places=pictures.places if pictures and pictures.heated else None,
-        parts=[_part(part) for part in judged.parts],
-        parts_moved=_known([part.replicates.overall for part in judged.parts if part.replicates]),
+        subsets=[_subset(one) for one in judged.subsets],
+        subsets_moved=_known([one.replicates.overall for one in judged.subsets if one.replicates]),
     )
 
 
@@ -275,7 +275,7 @@ def _uri(data: bytes) -> str:
 # -- subsets -------------------------------------------------------------------------------------------------------
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _subset(part: Subset) -> dict[str, Any]:
     from markupsafe import Markup
 
     names = ("macro_ap", "macro_auroc", "macro_f1", "macro_ece")

@@ -10,7 +10,7 @@ import numpy as np
 from cxrlt_cli.bootstrap import replicates
 from cxrlt_cli.gap import COMPONENTS, Gap, Step, Waterfall
 from cxrlt_cli.metrics import evaluate
-from cxrlt_cli.report.contents import Judged, Part, Worth
+from cxrlt_cli.report.contents import Judged, Subset, Worth
 
 #: Names that would be markup where they are not escaped.
 HOSTILE = ("<script>alert(1)</script>", "a\"b' onload=x", "R&D <b>", "mass", "nowhere")
@@ -55,7 +55,7 @@ def judged(
         "result": result,
         "before": evaluate(labels, scores, uncalibrated, classes, prevalence),
         "replicates": made,
-        "parts": [Part("<i>sex</i>", "F & M", count, count // 2, result, made)],
+        "subsets": [Subset("<i>sex</i>", "F & M", count, count // 2, result, made)],
     }
     return Judged(**{**values, **changes})
 

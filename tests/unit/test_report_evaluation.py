@@ -101,8 +101,8 @@ def test_a_figure_beyond_its_interval_is_explained(one: Judged, text: str) -> No
     other = replace(one, replicates=replace(one.replicates, overall={**one.replicates.overall, "macro_ap": high}))
     assert "here by up to 0.020;" in comparison.render([one, other], [], RAN)
     assert "too high" not in comparison.render([one, one], [], RAN)
-    subset = replace(one.parts[0], replicates=other.replicates)
-    page = evaluation.render(replace(one, parts=[subset]), RAN, [])
+    subset = replace(one.subsets[0], replicates=other.replicates)
+    page = evaluation.render(replace(one, subsets=[subset]), RAN, [])
     headline, _, subsets = page.partition('id="subsets"')
     assert "here by up to 0.009;" in headline
     assert "0.020" not in headline  # what is said of subsets is no word about all classes
@@ -187,7 +187,7 @@ def test_what_it_was_before_calibration_has_an_interval_where_there_are_resample
 
 
 def test_without_resamples_pictures_or_thresholds_a_page_is_whole() -> None:
-    one = judged(replicates=None, thresholds=None, uncalibrated=None, before=None, parts=())
+    one = judged(replicates=None, thresholds=None, uncalibrated=None, before=None, subsets=())
     page = Page(rendered(one))
     assert "img" not in page.tags
     assert "The images are not at hand" in page.text

@@ -9,8 +9,9 @@ import numpy as np
 
 from cxrlt_cli.bootstrap import Difference, Replicates, Resampled
 from cxrlt_cli.commands.evaluate.compare import Comparison
-from cxrlt_cli.commands.evaluate.scored import Scored, Subset
+from cxrlt_cli.commands.evaluate.scored import Scored
 from cxrlt_cli.metrics import Evaluation
+from cxrlt_cli.report.contents import Subset
 
 #: Figures that tell what calibration changed.
 _CALIBRATION = (

@@ -15,12 +15,12 @@ from cxrlt_cli.artifacts import RunDir, write_text
 from cxrlt_cli.commands.evaluate.compare import Comparison
 from cxrlt_cli.commands.evaluate.foreign import LABELS_EVALUATED
 from cxrlt_cli.commands.evaluate.of_run import Asked
-from cxrlt_cli.commands.evaluate.scored import Predicted, Scored, Settings, Subset
+from cxrlt_cli.commands.evaluate.scored import Predicted, Scored, Settings
 from cxrlt_cli.commands.opening import open_run
 from cxrlt_cli.errors import CxrltError, DataError, UsageError
 from cxrlt_cli.events import Emit, Notice
 from cxrlt_cli.report import comparison, evaluation
-from cxrlt_cli.report.contents import Contrast, Judged, Part, Pictures, Ran, Worth
+from cxrlt_cli.report.contents import Contrast, Judged, Pictures, Ran, Worth
 from cxrlt_cli.report.mistakes import Mistake, worst
 from cxrlt_cli.report.page import spread
 from cxrlt_cli.report.thumbnails import heated, jpegs, read_small, side_of
@@ -164,12 +164,8 @@ def _judged(one: Scored, name: str) -> Judged:
         before=one.before,
         replicates=one.replicates,
         before_replicates=one.before_replicates,
-        parts=[_part(subset) for subset in one.subsets],
+        subsets=one.subsets,
     )
-
-
-def _part(one: Subset) -> Part:
-    return Part(one.by, one.value, one.images, one.patients, one.result, one.replicates)
 
 
 def _contrast(one: Comparison, name: str, minus: str) -> Contrast:

@@ -13,6 +13,7 @@ from cxrlt_cli.commands.evaluate.subsets import Column, subsets_of
 from cxrlt_cli.data.manifest import Prepared
 from cxrlt_cli.events import Advanced, Emit, Finished, Started
 from cxrlt_cli.metrics import Absent, Evaluation, evaluate
+from cxrlt_cli.report.contents import Subset
 
 Array = npt.NDArray[np.float64]
 
@@ -89,18 +90,6 @@ class Settings:
     absent: Absent = "skip"
     resamples: int = 1000
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Subset:
-    """The images with one value of one column: what column, what value, how many, and what they give."""
-
-    by: str
-    value: str
-    images: int
-    patients: int
-    result: Evaluation
-    replicates: Replicates | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
