@@ -10,7 +10,7 @@ from cxrlt_cli.errors import PluginError, UsageError
 
 if TYPE_CHECKING:
     from cxrlt_cli.contracts import TestTimeAugmentation
-    from cxrlt_cli.recipe.schema import Recipe
+    from cxrlt_cli.recipe.schema import PluginRef, Recipe
     from cxrlt_cli.registry import Reference
 
 #: The value of ``--tta`` that chooses on dev.
@@ -57,8 +57,13 @@ def check_named(tta: str | None, cure: str) -> None:
         raise UsageError("the test-time augmentation 'auto' is a choice that `cxrlt predict` makes", cure=cure)
 
 
-def check_strategy(recipe: Recipe) -> None:
-    """Make sure, before training, that the recipe's strategy can be built, and that the network will see its views.
+def check_strategy(recipe: Recipe, other: PluginRef | None = None, where: str = "predict.tta") -> None:
+    """Make sure, before training, that a strategy can be built, and that the network will see its views.
+
+    Args:
+        recipe: to train.
+        other: the strategy; None for the recipe's own.
+        where: it is named.
 
     Raises:
         PluginError: its options make no sense, it is broken, or it breaks its contract.
@@ -66,7 +71,7 @@ def check_strategy(recipe: Recipe) -> None:
     """
     from cxrlt_cli.data.augment import seen
 
-    own = recipe.predict.tta
+    own = other or recipe.predict.tta
     strategy = _built(own, own.name)
     lacking = _lacking(strategy, seen(recipe.augment))
     if lacking:
@@ -74,8 +79,8 @@ def check_strategy(recipe: Recipe) -> None:
         raise UsageError(
             f"the test-time augmentation {own.name!r} needs {keys}, which training would not have (look at its views "
             f"{_views(strategy, lacking)})",
-            where="predict.tta",
-            cure=f"Give {keys} a size, or choose another predict.tta.",
+            where=where,
+            cure=f"Give {keys} a size, or choose another test-time augmentation.",
         )
 
 

@@ -224,6 +224,13 @@ def test_plugins_are_checked_before_anything_runs(stage: Stage) -> None:
     Path("table.yaml").write_text(TABLE + "  - {name: mirrored, of: plain, tta: flop}\n")
     with pytest.raises(PluginError, match="Did you mean 'flip'"):
         sweep.run("table.yaml")
+    row = "  - {name: anew, of: plain, retrain: crt}\n  - {name: mirrored, of: anew, tta: flip}\n"
+    Path("table.yaml").write_text(TABLE + row)
+    with pytest.raises(UsageError, match=r"'flip' needs augment\.flip, which training would not have") as caught:
+        sweep.run("table.yaml")
+    assert caught.value.where == "plain-0: tta"
+    Path("table.yaml").write_text(TABLE + row.replace("flip", "none"))
+    sweep.run("table.yaml", dry_run=True)
     assert stage.started == []
 
 

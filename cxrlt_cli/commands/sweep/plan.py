@@ -13,7 +13,7 @@ from cxrlt_cli.errors import CxrltError, PluginError, UsageError
 from cxrlt_cli.recipe.load import Loaded, error_of, load, nested, override_node
 from cxrlt_cli.recipe.nodes import Node, Place, scalar
 from cxrlt_cli.recipe.retrain import Retrain
-from cxrlt_cli.recipe.schema import Recipe
+from cxrlt_cli.recipe.schema import PluginRef, Recipe
 from cxrlt_cli.recipe.sections import HEAD, TRAIN
 from cxrlt_cli.recipe.sources import locate
 from cxrlt_cli.recipe.sweep import Again, Expanded, Sweep, expand, repetitions
@@ -106,14 +106,15 @@ def make_plan(
 
 
 def check_plugins(steps: Sequence[Step], table: Loaded[Sweep]) -> None:
-    """Check the plugins that steps name, and their options. Imports them.
+    """Check the plugins that steps name, their options, and what views need of trainings to come. Imports them.
 
     Raises:
         PluginError: one is missing, broken or was given wrong options; all of them at once.
+        UsageError: a training will not show the views that a row is scored with.
     """
     from cxrlt_cli import registry
 
-    found: dict[str, PluginError] = {}
+    found: dict[str, CxrltError] = {}
     for step in steps:
         form = HEAD if isinstance(step.recipe, Retrain) else TRAIN
         for dotted, kind in form.plugins.items():
@@ -128,11 +129,23 @@ def check_plugins(steps: Sequence[Step], table: Loaded[Sweep]) -> None:
                 found.setdefault(error.what, error)
         try:
             if step.tta is not None:
-                registry.resolve("tta", step.tta)
-        except PluginError as error:
+                _check_views(step, step.tta, {each.key: each for each in steps})
+        except (PluginError, UsageError) as error:
             found.setdefault(error.what, error)
     if found:
         raise together(list(found.values()))
+
+
+def _check_views(step: Step, tta: str, steps: Mapping[str, Step]) -> None:
+    """Of a prediction: that its strategy is there, and fits the training behind it where that is yet to come."""
+    from cxrlt_cli import registry
+    from cxrlt_cli.commands.strategies import check_strategy
+
+    registry.resolve("tta", tta)
+    while step.needs and step.needs[0] in steps:
+        step = steps[step.needs[0]]
+    if step.kind == "train" and isinstance(step.recipe, Recipe):
+        check_strategy(step.recipe, PluginRef(name=tta), where=f"{step.run.name}: tta")
 
 
 def together(errors: Sequence[CxrltError]) -> CxrltError:
