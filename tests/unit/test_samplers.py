@@ -302,6 +302,12 @@ def test_more_draws_than_the_cap_allows_are_refused(module) -> None:
         make(module, labels, draws=0)
 
 
+def test_what_rounding_leaves_over_goes_to_no_image_of_weight_0() -> None:
+    """Of the first patient all rates are below one unit."""
+    units = spread(np.array([0.0, 7.0, 1e-9, 0.0]), patients_of(np.array([0, 1, 0, 0]), None), 1)
+    assert units.tolist() == [0, UNIT - 1, 1, 0]
+
+
 @given(
     weights=st.lists(st.sampled_from([0.0, 1e-9, 0.1, 1 / 3, 1.0, 7.0, 1e6]), min_size=1, max_size=30).filter(any),
     cap=st.none() | st.integers(1, 9),

@@ -171,7 +171,7 @@ def in_units(rates: Floats, limits: Integers, codes: Integers, draws: int) -> In
         draws: sum of all rates, at most the sum of the limits.
     """
     units = np.floor(rates * UNIT).astype(np.int64)
-    order = np.lexsort((units, codes))
+    order = np.lexsort((rates, codes))
     largest = order[np.flatnonzero(np.diff(codes[order], append=len(limits)))]
     held = np.zeros(len(limits), np.int64)
     np.add.at(held, codes, units)
