@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -151,10 +152,8 @@ def _default_faults(parameter: inspect.Parameter, annotation: Any) -> list[str]:
 
 def _annotation(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:
     """The annotation as an object. One at a time, so that names imported for type checkers only hurt nobody else."""
-    annotation = parameter.annotation
-    while isinstance(annotation, str):
-        annotation = eval(annotation, _globals(factory))  # the text is the plugin's own source, just imported
-    return annotation
+    alone = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    return typing.get_type_hints(alone, _globals(factory), include_extras=True)[parameter.name]
 
 
 def _globals(factory: Callable[..., Any]) -> dict[str, Any]:

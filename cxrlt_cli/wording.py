@@ -1,8 +1,9 @@
-"""Plain words for what is wrong with a value, shared by recipes and plugin options. Standard library only."""
+"""Plain words: for what is wrong with a value, for numbers of things, for figures. Standard library only."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,6 +41,21 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 def count(number: int, thing: str, things: str = "") -> str:
     """A number of things: ``"1 class"``, ``"1,200 images"``; ``things`` where there is more to it than an s."""
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
+#: How figures stand in a table, and how differences do; what rounds to nothing has no sign.
+UNSIGNED, SIGNED = ".4f", "+z.4f"
+
+
+def figure(value: float | None, form: str = UNSIGNED) -> str:
+    """A figure for a table, "-" where there is none."""
+    return "-" if value is None or math.isnan(value) else format(float(value), form)
+
+
+def between(low: float | None, high: float | None, form: str = UNSIGNED) -> str:
+    """An interval for a table: ``"0.1000 to 0.2000"``, "-" where there is none."""
+    found = (figure(low, form), figure(high, form))
+    return "-" if "-" in found else " to ".join(found)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
@@ -45,6 +47,24 @@ def shared() -> Path:
     if not all((folder / part).is_dir() for part in parts):  # another folder may have that name
         pytest.skip(f"no shared data in {folder} (set CXRLT_SHARED)")
     return folder
+
+
+@pytest.fixture
+def deny(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Make a file unreadable, for root as well, whom permissions do not stop."""
+    really = io.open
+
+    def deny(path: Path) -> None:
+        denied = os.path.abspath(path)
+
+        def opened(file: Any, *arguments: Any, **options: Any) -> Any:
+            if isinstance(file, str | os.PathLike) and os.path.abspath(file) == denied:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+            return really(file, *arguments, **options)
+
+        monkeypatch.setattr(io, "open", opened)
+
+    return deny
 
 
 @pytest.fixture(scope="session")

@@ -121,13 +121,22 @@ def folded_bias(differences: Array) -> Array:
     Returns:
         (...) the sum over K.
     """
-    from scipy.special import ndtr
-
     mean, spread = moments(differences)
     true = np.sqrt(np.maximum(mean**2 - spread**2, 0))
-    ratio = true / np.where(spread > 0, spread, 1)
-    folded = spread * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + true * (1 - 2 * ndtr(-ratio))
-    return np.asarray(np.where(spread > 0, folded - true, 0.0).sum(axis=-1))
+    return np.asarray(np.where(spread > 0, folded(true, spread) - true, 0.0).sum(axis=-1))
+
+
+def folded(mean: Array, deviation: Array) -> Array:
+    """The mean of a folded normal variable, ``E|mean + deviation Z|`` for a standard normal Z; ``mean`` >= 0.
+
+    >>> folded(np.array([0.0, 1.0]), np.array([1.0, 0.0])).round(4).tolist()
+    [0.7979, 1.0]
+    """
+    from scipy.special import ndtr
+
+    ratio = mean / np.where(deviation > 0, deviation, np.nan)
+    found = deviation * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + mean * (1 - 2 * ndtr(-ratio))
+    return np.asarray(np.where(deviation > 0, found, mean))
 
 
 def student(share: float, freedom: npt.ArrayLike) -> Array:

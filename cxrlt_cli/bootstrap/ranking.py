@@ -99,6 +99,8 @@ def ap_jackknife(classes: Sequence[Thresholds], patients: Clusters) -> tuple[Arr
         Bias (C,) and variance (C,), 0 for a class without positives. A share that holds all positives of a class is not
         left out of it; the others then tell what fewer negatives do, which with so few positives is most of the bias.
     """
+    if not classes:
+        return np.empty(0), np.empty(0)
     shares = min(_SHARES, patients.count)
     values = np.stack([ranking_replicates(at, all_but_a_share(patients, shares))[0] for at in classes], axis=1)
     without, defined = values[1:], ~np.isnan(values[1:])

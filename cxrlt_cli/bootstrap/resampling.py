@@ -52,7 +52,7 @@ class Replicates:
     @property
     def resamples(self) -> int:
         """R."""
-        return len(self.overall["macro_ap"].values)
+        return len(self.overall["chance_ap"].values)
 
     def undefined(self, name: str) -> Array:
         """(C,) share of the resamples in which a figure of a class has no value."""
@@ -61,7 +61,7 @@ class Replicates:
 
 def replicates(
     labels: Labels,
-    scores: npt.NDArray[np.floating],
+    scores: npt.NDArray[np.floating] | None,
     patients: Sequence[str] | npt.NDArray[np.generic],
     *,
     posteriors: Array | None = None,
@@ -81,7 +81,7 @@ def replicates(
 
     Args:
         labels: (N, C): 1, 0, -1 where unknown.
-        scores: (N, C) for ranking, none of them nan.
+        scores: (N, C) for ranking, none of them nan; without them there are no AP and AUROC.
         patients: N names or codes; images of one are drawn together.
         posteriors: (N, C) in [0, 1]; without them there are no figures of calibration.
         decisions: (N, C); default: posterior >= 0.5.
@@ -92,27 +92,20 @@ def replicates(
         progress: told now and then how many resamples the work done amounts to.
 
     Raises:
-        ValueError: there are no images or no resamples.
+        ValueError: there are no images, no resamples, or neither scores, posteriors nor decisions.
 
     Returns:
         The figures. Time grows with N C R: about a minute for 143,000 x 30 x 1,000 on two busy cores.
     """
-    if resamples < 1 or not labels.size:
-        raise ValueError(f"{resamples} resamples of labels of the shape {labels.shape}")
-    if posteriors is not None:
-        posteriors = np.asarray(posteriors, np.float64)
-        decisions = posteriors >= 0.5 if decisions is None else decisions
-    judged = Judged(labels, posteriors, decisions)
+    judged = _judged(labels, posteriors, decisions)
+    _check(judged, scores, resamples)
     drawn = clusters(patients)
-    ranked = [thresholds(rank(labels[:, c], scores[:, c])) for c in range(labels.shape[1])]
+    ranked = [] if scores is None else [thresholds(rank(*columns)) for columns in zip(labels.T, scores.T, strict=True)]
     found = _found(judged, ranked, lambda first, last: weights(drawn, seed, first, last), resamples, progress)
     bias = {name: folded_bias(found[bins]) for name, bins in _ERRORS.items() if bins in found}
     bias["ap"], variance = ap_jackknife(ranked, drawn)
-    values = {name: found[name] for name in PER_CLASS if name in found}
-    if absent == "zero":
-        values |= {name: np.nan_to_num(values[name], nan=0.0) for name in NEED_POSITIVES if name in values}
     counted = _patients(judged, drawn)
-    per_class = {name: _of_class(name, own, counted, bias) for name, own in values.items()}
+    per_class = {name: _of_class(name, own, counted, bias) for name, own in _values(found, absent).items()}
     groups = {} if prevalence is None else members(prevalence, (labels == 1).sum(axis=0))
     everything = np.ones(labels.shape[1], bool)
     return Replicates(
@@ -122,6 +115,28 @@ def replicates(
         patients=drawn.count,
         seed=seed,
     )
+
+
+def _judged(labels: Labels, posteriors: Array | None, decisions: npt.NDArray[np.bool_] | None) -> Judged:
+    if posteriors is None:
+        return Judged(labels, None, decisions)
+    posteriors = np.asarray(posteriors, np.float64)
+    return Judged(labels, posteriors, posteriors >= 0.5 if decisions is None else decisions)
+
+
+def _check(judged: Judged, scores: npt.NDArray[np.floating] | None, resamples: int) -> None:
+    if resamples < 1 or not judged.labels.size:
+        raise ValueError(f"{resamples} resamples of labels of the shape {judged.labels.shape}")
+    if scores is None and judged.decisions is None:
+        raise ValueError("there is nothing to compare the labels with")
+
+
+def _values(found: Mapping[str, Array], absent: Absent) -> dict[str, Array]:
+    """The figures of classes (R, C) among what was found."""
+    values = {name: found[name] for name in PER_CLASS if name in found}
+    if absent == "zero":
+        values |= {name: np.nan_to_num(values[name], nan=0.0) for name in NEED_POSITIVES if name in values}
+    return values
 
 
 def _found(
@@ -136,7 +151,7 @@ def _found(
     parts = []
     for first in range(0, resamples, chunk):
         last = min(first + chunk, resamples)
-        tick = _ticks(progress, first, last, 2 * len(ranked))
+        tick = _ticks(progress, first, last, judged.labels.shape[1] + len(ranked))
         parts.append(_chunk(judged, ranked, draw(first, last), tick))
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return found | {name: np.abs(found[bins]).sum(axis=-1) for name, bins in _ERRORS.items() if bins in found}
@@ -165,7 +180,7 @@ def _chunk(
             aps.append(ap)
             areas.append(auroc)
             tick()
-    return {"ap": np.stack(aps, axis=1), "auroc": np.stack(areas, axis=1)} | found
+    return found | ({"ap": np.stack(aps, axis=1), "auroc": np.stack(areas, axis=1)} if ranked else {})
 
 
 def _threads() -> int:

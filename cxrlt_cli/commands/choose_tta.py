@@ -25,6 +25,7 @@ from cxrlt_cli.data.manifest import Prepared, load_prepared
 from cxrlt_cli.decisions import patient_codes
 from cxrlt_cli.errors import CxrltError, DataError, RunError
 from cxrlt_cli.events import Advanced, Emit, Finished, Notice, Started, Table
+from cxrlt_cli.wording import SIGNED, between, figure
 
 if TYPE_CHECKING:
     from cxrlt_cli.contracts import TestTimeAugmentation, View
@@ -302,18 +303,10 @@ def _finite(value: float) -> float | None:
 
 def _row(one: Mapping[str, Any], chosen: str) -> tuple[str, ...]:
     mark = "chosen" if one["name"] == chosen else ""
-    head = (one["name"], str(one["views"]), _shown(one["macro_ap"], ".4f"))
+    head = (one["name"], str(one["views"]), figure(one["macro_ap"]))
     if "gain" not in one:
         return (*head, "", "", "", mark)
-    return (*head, _shown(one["gain"], "+.4f"), _interval(one), p_text(one["p"]), mark)
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _interval(one: Mapping[str, Any]) -> str:
-    return f"{_shown(one['low'], '+.4f')} to {_shown(one['high'], '+.4f')}"
+    return (*head, figure(one["gain"], SIGNED), between(one["low"], one["high"], SIGNED), p_text(one["p"]), mark)
 
 
 def _note(data: Mapping[str, Any], again: bool) -> str:
@@ -323,7 +316,7 @@ def _note(data: Mapping[str, Any], again: bool) -> str:
         return "no other strategy can be tried: the plain images." + remembered
     plain = "No gain is beyond chance (interval above 0, p below 5 %): the plain images. "
     why = plain if data["chosen"] == PLAIN else ""
-    gain = f"{_shown(crossed['gain'], '+.4f')} ({_interval(crossed)})"
+    gain = f"{figure(crossed['gain'], SIGNED)} ({between(crossed['low'], crossed['high'], SIGNED)})"
     return (
         f"{why}An image costs as many passes as views. Chosen on some patients and scored on the others, the choice "
         f"gains {gain}.{remembered}"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from cxrlt_cli.commands.opening import OpenRun
 from cxrlt_cli.errors import PluginError, TrainingError
 from cxrlt_cli.events import Emit
+from cxrlt_cli.wording import count
 
 if TYPE_CHECKING:
     from cxrlt_cli.contracts import View
@@ -97,7 +98,7 @@ def check_finite(run: OpenRun, image_id: Sequence[str], logits: npt.NDArray[np.f
     if len(bad):
         named = ", ".join(image_id[row] for row in bad[:5])
         raise TrainingError(
-            f"the network's outputs for {len(bad)} image{'s' if len(bad) > 1 else ''} are not finite: {named}",
+            f"the network's outputs for {count(len(bad), 'image')} are not finite: {named}",
             where=str(run.dir.path),
             cure="Weights or half precision may be at fault: try `--device cpu`, which computes in full precision.",
         )

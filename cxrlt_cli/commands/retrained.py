@@ -29,6 +29,7 @@ from cxrlt_cli.errors import RunError
 from cxrlt_cli.events import Advanced, Emit, Finished, Result, Started, Table
 from cxrlt_cli.recipe.load import dump_recipe, load_head_recipe
 from cxrlt_cli.recipe.schema import PluginRef, Recipe
+from cxrlt_cli.wording import SIGNED, between, figure
 
 if TYPE_CHECKING:
     from cxrlt_cli.commands.retrain_head import Request
@@ -285,9 +286,9 @@ def _comparison(target: RunDir, info: dict[str, Any]) -> Table:
     rows = []
     for label, key in COMPARED.items():
         found = info["head"]["compared"][key]
-        cells = [_number(found[name]) for name in ("before", "after")]
-        cells += [_signed(found["difference"]), f"{_signed(found['low'])} to {_signed(found['high'])}"]
-        rows.append((label, *cells, p_text(found["p"]), _number(found["detectable"])))
+        cells = [figure(found[name]) for name in ("before", "after")]
+        cells += [figure(found["difference"], SIGNED), between(found["low"], found["high"], SIGNED)]
+        rows.append((label, *cells, p_text(found["p"]), figure(found["detectable"])))
     title = f"{info['method']} on {info['parent']['path']}, dev, in {info['seconds']:.1f} s"
     note = (
         f"{RESAMPLES:,} resamples of dev patients, the same for both; detectable: the smallest true difference found "
@@ -308,11 +309,3 @@ def _remarks(info: dict[str, Any]) -> list[str]:
             "final head has seen these labels."
         )
     return remarks
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+z.4f}"

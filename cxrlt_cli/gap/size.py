@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cxrlt_cli.bootstrap.draws import Clusters
+from cxrlt_cli.bootstrap.intervals import folded
 from cxrlt_cli.gap.evidence import Target
 from cxrlt_cli.gap.figures import FIGURES, Judged, apart, point, resampled
 from cxrlt_cli.metrics import mean_defined
@@ -68,18 +69,6 @@ def _of_ece(last: Judged, images: int, times: Times) -> tuple[Array, Array]:
         true = np.sqrt(np.maximum(found**2 - chances * here**2, 0))
         changes.append((folded(true, there) - folded(true, here)).sum(axis=1, keepdims=True))
     return changes[0][0], changes[1]
-
-
-def folded(mean: Array, deviation: Array) -> Array:
-    """``E|mean + deviation Z|`` for a standard normal Z, element by element; ``mean`` >= 0.
-
-    >>> folded(np.array([0.0, 1.0]), np.array([1.0, 0.0])).round(4).tolist()
-    [0.7979, 1.0]
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(deviation > 0, mean / deviation, np.inf)
-    inside = np.array([math.erf(value / math.sqrt(2)) for value in ratio.ravel().tolist()]).reshape(ratio.shape)
-    return np.asarray(deviation * math.sqrt(2 / math.pi) * np.exp(-(ratio**2) / 2) + mean * inside)
 
 
 def effective(judged: Judged, rows: npt.NDArray[np.bool_]) -> float:

@@ -205,7 +205,7 @@ def macro(
     """Averages over the chosen classes that have a value; ``chance_ap`` over those that have an AP.
 
     Args:
-        per_class: figure -> (..., C).
+        per_class: figure -> (..., C), one of ``NEED_POSITIVES`` at least: all of them are known of the same classes.
         chance: (..., C) share of positives.
         chosen: (C,) the classes to average; None for all.
 
@@ -213,7 +213,8 @@ def macro(
         ``macro_`` figure -> (...), nan where no chosen class has a value.
     """
     columns = {f"macro_{name}": values for name, values in per_class.items()}
-    columns["chance_ap"] = np.where(np.isnan(per_class["ap"]), np.nan, chance)
+    known = next(per_class[name] for name in NEED_POSITIVES if name in per_class)
+    columns["chance_ap"] = np.where(np.isnan(known), np.nan, chance)
     return {name: mean_defined(values if chosen is None else values[..., chosen]) for name, values in columns.items()}
 
 

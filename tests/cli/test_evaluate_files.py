@@ -118,7 +118,7 @@ def test_patients_that_lost_their_digits_are_not_used(cxrlt: Cxrlt, files: list[
 def test_images_whose_patient_is_not_stated_are_told(cxrlt: Cxrlt, files: list[Any]) -> None:
     files[4].write_text(files[4].read_text().replace(",p1,", ",,"))
     done = cxrlt(*files, "--json")
-    assert "2 images have no patient: each counts as one of its own" in done.err
+    assert "2 images without a patient: each counts as one of its own" in done.err
     assert done.json["runs"][0]["patients"] == COUNT // 2 + 1
 
 

@@ -429,7 +429,6 @@ def test_a_child_ends_with_a_killed_parent() -> None:
 
 
 def test_submitit_runs_a_command_as_a_job(tmp_path: Path) -> None:
-    pytest.importorskip("submitit", reason="the extra 'submitit' is not installed")
     engine = make_engine("submitit", None, ("cluster=local", "timeout_min=5"), tmp_path, 2)
     assert engine.slots == 2
     good = engine.start(Command("a b", ("--version",), tmp_path / "good.log", tmp_path), 0)
@@ -440,13 +439,11 @@ def test_submitit_runs_a_command_as_a_job(tmp_path: Path) -> None:
 
 
 def test_submitit_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    pytest.importorskip("submitit", reason="the extra 'submitit' is not installed")
     with pytest.raises(UsageError, match="submitit refuses these settings"):
         make_engine("submitit", None, ("cluster=local", "nonsense=1"), tmp_path, 2)
 
 
 def test_a_preempted_job_is_queued_again_with_the_same_command(tmp_path: Path) -> None:
-    pytest.importorskip("submitit", reason="the extra 'submitit' is not installed")
     from cxrlt_cli.commands.sweep.engines import Remote
 
     command = Command("a", ("train", "x"), tmp_path / "a.log", tmp_path)

@@ -205,10 +205,28 @@ def test_rare_classes_are_a_group_by_their_positives_here() -> None:
     assert set(reps.groups) == {"head", "medium", "tail", "rare"}
 
 
-def test_progress_ends_at_the_number_of_resamples() -> None:
-    labels, scores, _, patients = draw(60, 7)
+def test_without_scores_the_other_figures_are_the_same() -> None:
+    labels, scores, posteriors, patients = draw(300, 8)
+    settings = {"posteriors": posteriors, "prevalence": [0.2] * 6, "absent": "zero", "resamples": 9}
+    whole, some = (replicates(labels, given, patients, **settings) for given in (scores, None))
+    assert some.resamples == 9
+    for all_of, others, ranking in (
+        (whole.per_class, some.per_class, {"ap", "auroc"}),
+        (whole.overall, some.overall, {"macro_ap", "macro_auroc"}),
+        (whole.groups["head"], some.groups["head"], {"macro_ap", "macro_auroc"}),
+    ):
+        assert all_of.keys() - others.keys() == ranking
+        for name, one in others.items():
+            np.testing.assert_array_equal(one.values, all_of[name].values)
+            np.testing.assert_array_equal(one.reach(), all_of[name].reach())
+
+
+@pytest.mark.parametrize("ranking", [True, False])
+def test_progress_ends_at_the_number_of_resamples(ranking: bool) -> None:
+    labels, scores, posteriors, patients = draw(60, 7)
     told: list[int] = []
-    replicates(labels, scores, patients, resamples=30, progress=told.append)
+    given = scores if ranking else None
+    replicates(labels, given, patients, posteriors=posteriors, resamples=30, progress=told.append)
     assert told == sorted(told)
     assert told[-1] == 30
 
@@ -218,6 +236,8 @@ def test_no_resamples_are_refused(resamples: int) -> None:
     labels, scores, _, patients = draw(60, 7)
     with pytest.raises(ValueError, match="resamples"):
         replicates(labels, scores, patients, resamples=resamples)
+    with pytest.raises(ValueError, match="nothing to compare the labels with"):
+        replicates(labels, None, patients)
 
 
 # -- intervals and tests -------------------------------------------------------------------------------------------

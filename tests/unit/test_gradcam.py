@@ -123,14 +123,14 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.filterwarnings("ignore")
 def test_it_is_pytorch_grad_cams(name: str) -> None:
-    library = pytest.importorskip("pytorch_grad_cam", reason="the package grad-cam is not installed")
+    from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     model = timm_network(name)
     images, targets = torch.rand(4, 1, 96, 96).repeat_interleave(3, dim=0), torch.arange(3).repeat(4)
     own = grad_cam(model, images, targets)
     large = nn.functional.interpolate(own[:, None], (96, 96), mode="bilinear", align_corners=False)[:, 0].numpy()
-    with library.GradCAM(model=model, target_layers=[NETWORKS[name](model.backbone.network)]) as theirs:
+    with GradCAM(model=model, target_layers=[NETWORKS[name](model.backbone.network)]) as theirs:
         expected = theirs(images.requires_grad_(), [ClassifierOutputTarget(int(target)) for target in targets])
     speaks = expected.max(axis=(1, 2)) > 0  # a random network may know nothing that speaks for a class
     assert speaks.sum() >= 4

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -318,9 +318,8 @@ def test_what_is_no_recipe(source: str) -> None:
         load_recipe(source)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file() -> None:
-    Path(write(SMALL)).chmod(0)
+def test_an_unreadable_file(deny: Callable[[Path], None]) -> None:
+    deny(Path(write(SMALL)))
     with pytest.raises(UsageError, match="cannot be read: Permission denied"):
         load_recipe("r.yaml")
 

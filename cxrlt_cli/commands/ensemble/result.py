@@ -11,6 +11,7 @@ from cxrlt_cli.commands.ensemble.gain import RIVALS
 from cxrlt_cli.commands.ensemble.members import why_again
 from cxrlt_cli.commands.ensemble.writing import Request
 from cxrlt_cli.events import Result, Table
+from cxrlt_cli.wording import SIGNED, between, figure
 
 _LABELS = {"macro_ap": "mAP", "macro_auroc": "AUROC"}
 
@@ -39,7 +40,7 @@ def summary(target: RunDir) -> Result:
 
 def _members(info: dict[str, Any]) -> Table:
     rows = [
-        (one["name"], f"{one['weight']:.3f}", _number(one["macro_ap"]), _number(one["macro_auroc"]), one["tta"])
+        (one["name"], f"{one['weight']:.3f}", figure(one["macro_ap"]), figure(one["macro_auroc"]), one["tta"])
         for one in info["members"]
     ]
     what = "mean coefficient over the classes" if info["method"] == "stacking" else "share in every class"
@@ -52,9 +53,9 @@ def _gains(info: dict[str, Any]) -> Table:
     own, rows = info["ensemble"], []
     for rival, figures in own["compared"].items():
         for name, found in figures.items():
-            cells = [_number(found["ensemble"]), _number(found["rival"]), _signed(found["difference"])]
+            cells = [figure(found["ensemble"]), figure(found["rival"]), figure(found["difference"], SIGNED)]
             if own["resamples"]:
-                cells += [_range(found["low"], found["high"]), _number(found["detectable"])]
+                cells += [between(found["low"], found["high"], SIGNED), figure(found["detectable"])]
                 cells += [p_text(found["p"])]
             rows.append((f"{_LABELS[name]} minus {RIVALS[rival]}", *cells))
     columns: tuple[str, ...] = ("out of fold", "ensemble", "other", "gain")
@@ -75,9 +76,9 @@ def _differences(pairs: list[dict[str, Any]]) -> Table:
     rows = [
         (
             f"{pair['first']}, {pair['second']}",
-            _number(pair["correlation"], 3),
-            _number(pair["disagreement"]),
-            _number(pair["called_by_one"], 3),
+            figure(pair["correlation"], ".3f"),
+            figure(pair["disagreement"]),
+            figure(pair["called_by_one"], ".3f"),
         )
         for pair in pairs
     ]
@@ -105,15 +106,3 @@ def planned(request: Request) -> Result:
     title = f"{request.method} on {len(request.rows):,} images of {request.split}, into {request.target.path}"
     table = Table(("member", "weights", f"predictions of {request.split}"), tuple(rows), title=title)
     return Result(data, (table, "Nothing was written."))
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _range(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+z.4f}"

@@ -130,9 +130,8 @@ def _patients(labels: Sheet, image_id: list[str], emit: Emit) -> tuple[list[str]
         )
         return [""] * len(image_id), False
     if "" in found:
-        emit(
-            Notice(f"{labels.path}: {found.count('')} images have no patient: each counts as one of its own", "warning")
-        )
+        without = count(found.count(""), "image")
+        emit(Notice(f"{labels.path}: {without} without a patient: each counts as one of its own", "warning"))
     return found, True
 
 

@@ -136,9 +136,15 @@ def score(all_of: Sequence[Predicted], settings: Settings, emit: Emit) -> list[S
 
 
 def _figures(
-    one: Predicted, rows: slice | npt.NDArray[np.int64], settings: Settings, emit: Emit, done: int
+    one: Predicted,
+    rows: slice | npt.NDArray[np.int64],
+    settings: Settings,
+    emit: Emit,
+    done: int,
+    *,
+    ranking: bool = True,
 ) -> tuple[Evaluation, Replicates | None, int]:
-    """Figures and replicates of some rows, and how many resamples are done after them."""
+    """Figures and replicates of some rows, those of AP and AUROC with ``ranking``, and how many resamples are done."""
     labels, scores, posteriors = one.labels[rows], one.scores[rows], one.posteriors[rows]
     decisions, absent = one.decisions[rows], settings.absent
     result = evaluate(labels, scores, posteriors, one.classes, one.prevalence, decisions=decisions, absent=absent)
@@ -146,7 +152,7 @@ def _figures(
         return result, None, done
     made = replicates(
         labels,
-        scores,
+        scores if ranking else None,
         np.array(one.owners, dtype=object)[rows].astype(str),
         posteriors=posteriors,
         decisions=decisions,
@@ -166,8 +172,8 @@ def _progress(emit: Emit, before: int) -> Callable[[int], None]:
 def _before(
     one: Predicted, settings: Settings, emit: Emit, done: int
 ) -> tuple[Evaluation | None, Replicates | None, int]:
-    """``_figures`` of the posteriors before calibration, with findings called from 0.5 on."""
+    """``_figures`` of the posteriors before calibration, which rank alike, with findings called from 0.5 on."""
     if one.uncalibrated is None:
         return None, None, done
     plain = replace(one, posteriors=one.uncalibrated, decisions=one.uncalibrated >= 0.5)
-    return _figures(plain, slice(None), settings, emit, done)
+    return _figures(plain, slice(None), settings, emit, done, ranking=False)

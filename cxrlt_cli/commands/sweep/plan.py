@@ -115,6 +115,7 @@ def check_plugins(steps: Sequence[Step], table: Loaded[Sweep]) -> None:
     from cxrlt_cli import registry
 
     found: dict[str, CxrltError] = {}
+    by_key = {step.key: step for step in steps}
     for step in steps:
         form = HEAD if isinstance(step.recipe, Retrain) else TRAIN
         for dotted, kind in form.plugins.items():
@@ -129,7 +130,7 @@ def check_plugins(steps: Sequence[Step], table: Loaded[Sweep]) -> None:
                 found.setdefault(error.what, error)
         try:
             if step.tta is not None:
-                _check_views(step, step.tta, {each.key: each for each in steps})
+                _check_views(step, step.tta, by_key)
         except (PluginError, UsageError) as error:
             found.setdefault(error.what, error)
     if found:

@@ -13,6 +13,7 @@ from cxrlt_cli.artifacts import write_json, write_text
 from cxrlt_cli.bootstrap import Difference, bias_note, p_text
 from cxrlt_cli.commands.sweep.figures import FIGURES, PRIMARY, Scored, TableOfRows, Value
 from cxrlt_cli.events import Table
+from cxrlt_cli.wording import SIGNED, UNSIGNED, between, figure
 
 #: Figure -> heading.
 _HEADS = {
@@ -106,22 +107,22 @@ def _columns(name: str, several: bool) -> tuple[str, ...]:
 def _cells(name: str, row: Scored, several: bool) -> tuple[str, ...]:
     value = row.values[name]
     if name != PRIMARY:
-        return (_number(value.mean),)
-    return (_number(value.mean), _interval(value), *((_number(value.sd),) if several else ()))
+        return (figure(value.mean),)
+    return (figure(value.mean), _interval(value), *((figure(value.sd),) if several else ()))
 
 
 def _difference_cells(row: Scored, several: bool) -> tuple[str, ...]:
     assert row.differences is not None
     first = row.differences[PRIMARY]
-    spread = (_number(row.difference_sd),) if several else ()
-    chances = (p_text(float(first.p)), p_text(row.adjusted), _number(float(first.detectable)))
-    return (_signed(first.value), _interval(first, signed=True), *spread, *chances)
+    spread = (figure(row.difference_sd),) if several else ()
+    chances = (p_text(float(first.p)), p_text(row.adjusted), figure(float(first.detectable)))
+    return (figure(first.value, SIGNED), _interval(first, SIGNED), *spread, *chances)
 
 
 def _group_cells(row: Scored) -> tuple[str, ...]:
     assert row.differences is not None
     found = [row.differences[name] for name in _GROUPS]
-    return tuple(cell for each in found for cell in (_signed(each.value), _interval(each, signed=True)))
+    return tuple(cell for each in found for cell in (figure(each.value, SIGNED), _interval(each, SIGNED)))
 
 
 def _scores_note(table: TableOfRows, what: str) -> str:
@@ -141,17 +142,8 @@ def _difference_note(table: TableOfRows) -> str:
     )
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
-
-
-def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:+z.4f}"
-
-
-def _interval(value: Value | Difference, *, signed: bool = False) -> str:
-    shown = _signed if signed else _number
-    return f"{shown(float(value.low))} to {shown(float(value.high))}"
+def _interval(value: Value | Difference, form: str = UNSIGNED) -> str:
+    return between(float(value.low), float(value.high), form)
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

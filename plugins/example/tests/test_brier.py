@@ -13,10 +13,12 @@ LOGITS = torch.linspace(-8, 8, 33, dtype=torch.float64)[:, None].repeat(1, 3)
 
 
 def value(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """The loss; every entry known, unless weights say otherwise."""
     return build(STATS, gain=1.0)(logits, targets, torch.ones_like(logits) if weight is None else weight)
 
 
 def slope(target: float) -> torch.Tensor:
+    """The gradient of each entry's own loss, where all labels are the target."""
     logits = LOGITS.clone().requires_grad_()
     value(logits, torch.full_like(LOGITS, target)).backward()
     assert logits.grad is not None
