@@ -157,7 +157,7 @@ def test_the_terminal_shows_scores_and_differences() -> None:
     )  # fmt: skip
     assert differences.rows[0] == ("a_b", "-0.0123", "-0.0300 to +0.0049", "0.0040", "< 0.001", "0.001", "0.0500")
     assert groups.columns[1::2] == ("head AP", "medium AP", "tail AP")
-    assert (groups.rows[0][0], groups.rows[0][-2:]) == ("a_b", ("-", "- to -"))
+    assert (groups.rows[0][0], groups.rows[0][-2:]) == ("a_b", ("-", "-"))
     assert "of each fold" in as_blocks(table(folds=True))[0].note  # type: ignore[union-attr]
 
 
